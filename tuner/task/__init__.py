@@ -1,0 +1,6 @@
+"""The task file: what it may say (`model`, `parameters`, `fields`), how it is read (`file`, `problems`)."""
+
+from tuner.task.file import load_task, make_task, task_schema
+from tuner.task.model import Task
+
+__all__ = ["Task", "load_task", "make_task", "task_schema"]

@@ -1,0 +1,259 @@
+"""The task: what to tune, on which load, towards what. Frozen pydantic models, checked when made.
+
+Keys are the documents' own. Engines and samplers read the plain objects that the properties of `Task`
+give: its `space`, `objective`, `slo_terms` and `levels()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tuner import objective as scoring
+from tuner import space as spaces
+from tuner.task.fields import FlagName, Seconds, Section, Text, Value, refuse, shown
+from tuner.task.parameters import CategoricalSpec, ConstraintSpec, IntegerSpec, Parameter
+from tuner.workload import LoadLevel, parse_scenario
+
+DEFAULT_MODEL = "llama-3.2-1b-instruct"  # only where the simulator serves it
+# The documents' own space, for a task that names no parameters.
+DEFAULT_PARAMETERS: dict[str, Any] = {
+    "tp-size": [1, 2],
+    "mem-fraction-static": [0.7, 0.75, 0.8, 0.85, 0.9],
+    "schedule-policy": ["lpm", "fcfs"],
+    "chunked-prefill-size": [512, 1024, 2048, 4096],
+}
+GPU_FLAGS = ("tp-size", "pp-size", "dp-size", "tensor-parallel-size", "pipeline-parallel-size")
+
+
+class Model(Section):
+    """The model to serve."""
+
+    id_or_path: Text = Field(min_length=1, description="Hub id or local folder.")
+    namespace: Text = Field("", description="Kubernetes namespace of exported manifests.")
+
+
+class EngineOptions(Section):
+    """How the engine is run, beside the flags that are tuned."""
+
+    python: Text | None = Field(None, description="Interpreter that has the engine; default: this one.")
+    args: dict[FlagName, Value] = Field({}, description="Fixed flags, the same in every trial.")
+    env: dict[Text, Text] = Field({}, description="Environment variables of the engine's process.")
+    start_timeout: Seconds = Field(300.0, description="Seconds until the first token must be served.")
+
+
+class Optimization(Section):
+    """How to search."""
+
+    strategy: Literal["bayesian", "grid_search", "grid", "random"] = "bayesian"
+    sampler: Literal["tpe", "hyperopt"] = Field(
+        "tpe", description="Of the bayesian strategy: tpe is Optuna's, hyperopt is Hyperopt's TPE."
+    )
+    objective: Literal[
+        "minimize_latency",
+        "minimize_ttft",
+        "minimize_tpot",
+        "maximize_throughput",
+        "maximize_output_throughput",
+    ] = "minimize_latency"
+    max_iterations: int = Field(100, ge=1, le=100_000, description="Trials measured, the baseline included.")
+    n_initial_random: int = Field(5, ge=0, le=100_000, description="Random trials before the model's own.")
+    timeout_per_iteration: Seconds = Field(600.0, description="Seconds for one whole trial.")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="Default: drawn, and recorded in study.json.")
+    baseline: bool = Field(True, description="Measure the engine's own defaults first, as trial 0.")
+
+    @property
+    def enumerates(self) -> bool:
+        """Whether the strategy runs through the whole grid."""
+        return self.strategy in ("grid", "grid_search")
+
+
+class SloTermSpec(Section):
+    """A promise on one statistic."""
+
+    threshold: Seconds = Field(description="Seconds.")
+    weight: float = Field(1.0, ge=0, le=1e6, allow_inf_nan=False)
+    hard_fail: bool = False
+    fail_ratio: float = Field(0.5, ge=0, le=1e6, allow_inf_nan=False)
+
+
+class SloStatistics(Section):
+    """Promises by statistic."""
+
+    mean: SloTermSpec | None = None
+    p50: SloTermSpec | None = None
+    p90: SloTermSpec | None = None
+    p95: SloTermSpec | None = None
+    p99: SloTermSpec | None = None
+
+
+def _mean_by_default(value: Any) -> Any:
+    return {"mean": value} if isinstance(value, Mapping) and "threshold" in value else value
+
+
+class SloSpec(Section):
+    """Promises on latency (end to end), time to first token and time per output token."""
+
+    latency: SloStatistics = SloStatistics()
+    ttft: SloStatistics = SloStatistics()
+    tpot: SloStatistics = SloStatistics()
+    steepness: float = Field(0.1, ge=1e-3, le=1e3, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threshold_alone_is_of_the_mean(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: _mean_by_default(value) for key, value in data.items()}
+
+    def terms(self) -> scoring.Slo:
+        """The promises as `objective` judges them."""
+        found = []
+        for latency in ("latency", "ttft", "tpot"):
+            for statistic, term in getattr(self, latency):
+                if term is not None:
+                    options = (term.weight, term.hard_fail, term.fail_ratio)
+                    found.append(scoring.SloTerm(latency, statistic, term.threshold, *options))
+        return scoring.Slo(tuple(found), self.steepness)
+
+
+def _scenario(text: str) -> str:
+    try:
+        return str(parse_scenario(text))
+    except ValueError as error:
+        raise refuse(str(error)) from error
+
+
+def _body_params(params: dict[str, Any]) -> dict[str, Any]:
+    for key in ("stream", "stream_options", "prompt", "messages", "model", "n"):
+        if key in params:
+            raise refuse(f"{key} is set by the load generator and cannot be changed")
+    return params
+
+
+class Benchmark(Section):
+    """The load, in genai-bench's vocabulary."""
+
+    task: Literal["text-to-text"] = "text-to-text"
+    tool: Literal["native"] = Field("native", description="The load generator.")
+    model_name: Text | None = Field(None, description="Name under which the model is served and asked for.")
+    model_tokenizer: Text | None = Field(None, description="Recorded; tokens are counted by the server.")
+    traffic_scenarios: list[Annotated[str, AfterValidator(_scenario)]] = Field(
+        ["D(100,100)"], min_length=1, max_length=1000
+    )
+    num_concurrency: list[Annotated[int, Field(ge=1, le=4096)]] = Field([4, 8], min_length=1, max_length=1000)
+    max_time_per_iteration: Seconds = Field(30.0, description="Seconds of sending in one load level.")
+    max_requests_per_iteration: int = Field(
+        100, ge=1, le=1_000_000, description="Requests of one load level."
+    )
+    warmup_requests: int | None = Field(
+        None, ge=0, le=10_000, description="Requests before each load level, out of the figures; "
+        "default: as many as the level's concurrency."
+    )  # fmt: skip
+    max_error_rate: float = Field(0.05, ge=0, lt=1, description="A load level with more has failed.")
+    additional_params: Annotated[dict[str, Any], AfterValidator(_body_params)] = Field(
+        {}, description="Sent with every request."
+    )
+
+
+class Task(Section):
+    """A whole task file."""
+
+    task_name: Text = ""
+    description: Annotated[str, Field(max_length=10_000)] = ""
+    model: Model = Field(description="give model.id_or_path, a hub id or a local folder")
+    base_runtime: Text = Field("simulator", min_length=1, description="The engine.")
+    runtime_image_tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")] | None = Field(
+        None, description="Tag of the engine's container image, for exported commands."
+    )
+    parameters: dict[FlagName, Parameter] = Field(DEFAULT_PARAMETERS, min_length=1, validate_default=True)
+    constraints: list[ConstraintSpec] = Field([])
+    optimization: Optimization = Optimization()
+    slo: SloSpec = SloSpec()
+    benchmark: Benchmark = Benchmark()
+    engine: EngineOptions = EngineOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _simulator_serves_a_model_of_its_own(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("base_runtime", "simulator") == "simulator":
+            return {"model": {"id_or_path": DEFAULT_MODEL}, **data}
+        return data
+
+    @property
+    def space(self) -> spaces.SearchSpace:
+        """The configurations to search."""
+        domains = {
+            name: spaces.Categorical(tuple(spec)) if isinstance(spec, list) else spec.domain()
+            for name, spec in self.parameters.items()
+        }
+        return spaces.SearchSpace(domains, tuple(spec.constraint() for spec in self.constraints))
+
+    @property
+    def objective(self) -> scoring.Objective:
+        """What is optimised."""
+        return scoring.OBJECTIVES[self.optimization.objective]
+
+    @property
+    def slo_terms(self) -> scoring.Slo:
+        """The promises to keep."""
+        return self.slo.terms()
+
+    @property
+    def served_model_name(self) -> str:
+        """The name under which the engine serves the model and requests ask for it."""
+        return self.benchmark.model_name or self.model.id_or_path
+
+    def levels(self, seed: int) -> tuple[LoadLevel, ...]:
+        """The load levels of one trial: every scenario at every concurrency, in the file's order."""
+        load = self.benchmark
+        return tuple(
+            LoadLevel(
+                scenario=parse_scenario(scenario),
+                concurrency=concurrency,
+                max_requests=load.max_requests_per_iteration,
+                max_time_s=load.max_time_per_iteration,
+                warmup_requests=concurrency if load.warmup_requests is None else load.warmup_requests,
+                seed=seed,
+            )
+            for scenario in load.traffic_scenarios
+            for concurrency in load.num_concurrency
+        )
+
+    def cross_problems(self) -> list[tuple[str, str]]:
+        """(path, message) of what only the task as a whole shows to be wrong."""
+        found = []
+        for flag in sorted(self.engine.args.keys() & self.parameters.keys()):
+            found.append((f"engine.args.{flag}", "is a parameter as well; it is either fixed or tuned"))
+        for number, constraint in enumerate(self.constraints):
+            for side in ("when", "require"):
+                for flag in getattr(constraint, side):
+                    if flag not in self.parameters:
+                        near = get_close_matches(flag, self.parameters, n=1)
+                        hint = f"; nearest: {near[0]}" if near else ""
+                        path = f"constraints[{number}].{side}.{flag}"
+                        found.append((path, f"is not one of the parameters{hint}"))
+        for flag in GPU_FLAGS:
+            for path, value in self._values_of(flag):
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    found.append((path, f"must be an integer >= 1, got {shown(value)}"))
+        if self.optimization.enumerates and not self.space.enumerable():
+            found.append(("optimization.strategy", "grid_search needs a step on every continuous parameter"))
+        elif self.constraints and self.space.size <= 10**6 and next(self.space.grid(), None) is None:
+            found.append(("constraints", "leave no configuration at all"))
+        return found
+
+    def _values_of(self, flag: str) -> list[tuple[str, Any]]:
+        spec = self.parameters.get(flag)
+        if flag in self.engine.args:
+            return [(f"engine.args.{flag}", self.engine.args[flag])]
+        if isinstance(spec, list):
+            return [(f"parameters.{flag}[{i}]", value) for i, value in enumerate(spec)]
+        if isinstance(spec, CategoricalSpec):
+            return [(f"parameters.{flag}.values[{i}]", value) for i, value in enumerate(spec.values)]
+        if isinstance(spec, IntegerSpec):
+            return [(f"parameters.{flag}.low", spec.low)]
+        return [] if spec is None else [(f"parameters.{flag}", f"a {spec.type}")]

@@ -1,0 +1,160 @@
+"""The space in a task file: parameters and the constraints between them, as pydantic models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+
+from tuner import space as spaces
+from tuner.task.fields import FlagName, Number, Section, Value, Whole, plain_value, refuse, shown
+
+
+def _choices(values: list[Any]) -> list[Any]:
+    if not values:
+        raise refuse("must not be empty")
+    keys = [(isinstance(value, bool), value) for value in values]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            raise refuse(f"holds {shown(values[index])} twice")
+    return values
+
+
+Choices = Annotated[list[Value], AfterValidator(_choices), Field(max_length=10_000)]
+
+
+class CategoricalSpec(Section):
+    """One of a list of values; `values` and `choices` are the same key."""
+
+    type: Literal["categorical"]
+    values: Choices = Field(validation_alias="values")
+
+    def domain(self) -> spaces.Domain:
+        return spaces.Categorical(tuple(self.values))
+
+
+class BooleanSpec(Section):
+    """A flag that is given or not."""
+
+    type: Literal["boolean"]
+
+    def domain(self) -> spaces.Domain:
+        return spaces.Categorical((False, True))
+
+
+class _RangeSpec(Section):
+    log: bool = Field(False, description="Space values by ratio instead of by difference.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _RangeSpec:
+        low, high = getattr(self, "low", 0), getattr(self, "high", 0)
+        if low > high:
+            raise refuse(f"low must not exceed high, got low {shown(low)} and high {shown(high)}")
+        if self.log and low <= 0:
+            raise refuse(f"log needs low > 0, got low {shown(low)}")
+        return self
+
+
+class IntegerSpec(_RangeSpec):
+    """Integers from low to high, both included."""
+
+    type: Literal["integer"]
+    low: Whole
+    high: Whole
+    step: Whole = Field(1, ge=1)
+
+    def domain(self) -> spaces.Domain:
+        return spaces.Integer(self.low, self.high, self.step, self.log)
+
+
+class FloatSpec(_RangeSpec):
+    """Real numbers from low to high, both included."""
+
+    type: Literal["float", "continuous"]
+    low: Number
+    high: Number
+    step: Number | None = Field(None, gt=0)
+
+    def domain(self) -> spaces.Domain:
+        return spaces.Float(self.low, self.high, self.step, self.log)
+
+
+_SPECS = {
+    "categorical": "categorical",
+    "boolean": "boolean",
+    "integer": "integer",
+    "float": "float",
+    "continuous": "float",
+}
+UNION_TAGS = frozenset({"<list>", *(f"<{tag}>" for tag in _SPECS.values())})
+
+
+def _of_known_kind(spec: Any) -> Any:
+    if not isinstance(spec, list | Mapping):
+        raise refuse(f"must be a list of values or an object with a type, got {shown(spec)}")
+    if isinstance(spec, Mapping) and spec.get("type") not in list(_SPECS):
+        raise refuse(f"type must be one of {', '.join(_SPECS)}, got {shown(spec.get('type'))}")
+    return spec
+
+
+def _kind(spec: Any) -> str:
+    return "<list>" if isinstance(spec, list) else f"<{_SPECS[spec['type']]}>"
+
+
+Parameter = Annotated[
+    Annotated[Choices, Tag("<list>")]
+    | Annotated[CategoricalSpec, Tag("<categorical>")]
+    | Annotated[BooleanSpec, Tag("<boolean>")]
+    | Annotated[IntegerSpec, Tag("<integer>")]
+    | Annotated[FloatSpec, Tag("<float>")],
+    Discriminator(_kind),
+    BeforeValidator(_of_known_kind),
+]
+
+
+class Range(Section):
+    """Numbers from low to high, either of which may be left out."""
+
+    low: Number | None = None
+    high: Number | None = None
+
+
+def _condition(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Range.model_validate(value)
+    return [plain_value(v) for v in value] if isinstance(value, list) else [plain_value(value)]
+
+
+ConditionSpec = Annotated[
+    Any,
+    PlainValidator(_condition),
+    WithJsonSchema({"description": "A value, a list of values, or an object with low and/or high."}),
+]
+
+
+class ConstraintSpec(Section):
+    """Where every `when` matches, every `require` must."""
+
+    when: dict[FlagName, ConditionSpec] = Field(min_length=1)
+    require: dict[FlagName, ConditionSpec] = Field(min_length=1)
+
+    def constraint(self) -> spaces.Constraint:
+        def conditions(side: Mapping[str, Any]) -> dict[str, spaces.Condition]:
+            return {
+                name: spaces.Condition(low=test.low, high=test.high)
+                if isinstance(test, Range)
+                else spaces.Condition(any_of=tuple(test))
+                for name, test in side.items()
+            }
+
+        return spaces.Constraint(conditions(self.when), conditions(self.require))
