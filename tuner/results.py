@@ -1,0 +1,257 @@
+"""Results on disk: the versioned Parquet schema and the store; the only reader and writer of results.
+
+    <root>/<study>/study.json              what was asked for: the task, the engine, the seed, versions
+    <root>/<study>/trials/00007.parquet    one row: configuration, score, failure
+    <root>/<study>/steps/00007.parquet     a row for each load level that was finished
+    <root>/<study>/requests/00007.parquet  a row for each measured request
+
+A trial's three files are written once, when it ends, requests first and the trial's own row last:
+where `trials/00007.parquet` stands, trial 7 is whole. Each is written under a temporary name and then
+renamed. `<root>` is a folder or any URI that pyarrow.fs opens. docs/results.md explains every column.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from tuner.errors import ResultsError, StudyError
+
+SCHEMA_VERSION = 1
+
+
+def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
+    return pa.schema(fields, metadata={"tuner_schema_version": str(SCHEMA_VERSION)})
+
+
+_TEXT, _F64, _I32, _I64, _BOOL = pa.string(), pa.float64(), pa.int32(), pa.int64(), pa.bool_()
+_TIME = pa.timestamp("us", tz="UTC")
+
+TRIALS = _schema(
+    ("study", _TEXT),
+    ("trial", _I32),
+    ("kind", _TEXT),
+    ("config", _TEXT),
+    ("command", _TEXT),
+    ("gpus", _I32),
+    ("gpu_ids", pa.list_(_TEXT)),
+    ("node", _TEXT),
+    ("model", _TEXT),
+    ("engine", _TEXT),
+    ("engine_version", _TEXT),
+    ("simulated", _BOOL),
+    ("effective_args", _TEXT),
+    ("kv_tokens", _I64),
+    ("objective_name", _TEXT),
+    ("objective_unit", _TEXT),
+    ("objective", _F64),
+    ("score", _F64),
+    ("loss", _F64),
+    ("slo_met", _BOOL),
+    ("slo_hard_failed", _BOOL),
+    ("slo_worst", _TEXT),
+    ("slo_worst_violation", _F64),
+    ("failure_stage", _TEXT),
+    ("failure_cause", _TEXT),
+    ("failure_detail", _TEXT),
+    ("failure_evidence", _TEXT),
+    ("failure_progress", _F64),
+    ("exit_code", _I32),
+    ("stopped_early", _BOOL),
+    ("levels_planned", _I32),
+    ("levels_finished", _I32),
+    ("started_at", _TIME),
+    ("start_s", _F64),
+    ("duration_s", _F64),
+    ("log_path", _TEXT),
+)
+
+LATENCIES = ("latency", "ttft", "tpot")
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+
+STEPS = _schema(
+    ("study", _TEXT),
+    ("trial", _I32),
+    ("step", _I32),
+    ("scenario", _TEXT),
+    ("concurrency", _I32),
+    ("duration_s", _F64),
+    ("requests_ok", _I32),
+    ("requests_failed", _I32),
+    ("errors", _TEXT),
+    *((f"{latency}_{statistic}_s", _F64) for latency in LATENCIES for statistic in STATISTICS),
+    ("input_tok_s", _F64),
+    ("output_tok_s", _F64),
+    ("total_tok_s", _F64),
+    ("total_tok_s_per_gpu", _F64),
+    ("output_tok_s_per_gpu", _F64),
+    ("requests_per_s", _F64),
+    ("success_rate", _F64),
+    ("client_lag_s", _F64),
+)
+
+REQUESTS = _schema(
+    ("study", _TEXT),
+    ("trial", _I32),
+    ("step", _I32),
+    ("request", _I32),
+    ("sent_s", _F64),
+    ("ttft_s", _F64),
+    ("tpot_s", _F64),
+    ("e2e_s", _F64),
+    ("input_tokens", _I32),
+    ("output_tokens", _I32),
+    ("error", _TEXT),
+    ("http_status", _I32),
+)
+
+TABLES = {"requests": REQUESTS, "steps": STEPS, "trials": TRIALS}  # in the order of writing
+
+
+def data_home() -> Path:
+    """`$XDG_DATA_HOME/autotuner`, by default `~/.local/share/autotuner`."""
+    configured = os.environ.get("XDG_DATA_HOME", "")
+    home = Path(configured) if Path(configured).is_absolute() else Path.home() / ".local" / "share"
+    return home / "autotuner"
+
+
+def default_root() -> Path:
+    """Where studies are kept unless told otherwise."""
+    return data_home() / "results"
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """A study as read from disk.
+
+    `trials`, `steps` and `requests` have the columns of the schemas above, ordered by trial; the JSON
+    columns `config`, `effective_args` and `errors` are dictionaries. `skipped` names the files that
+    were unreadable, and why.
+    """
+
+    about: dict[str, Any]
+    trials: pd.DataFrame
+    steps: pd.DataFrame
+    requests: pd.DataFrame
+    skipped: tuple[str, ...] = ()
+
+
+class ResultStore:
+    """One study's results below `root`, a local folder or a URI that pyarrow.fs opens."""
+
+    def __init__(self, root: str | Path, study: str) -> None:
+        self.study = study
+        self.root = str(root)
+        self._fs, base = _filesystem(root)
+        self._folder = f"{base.rstrip('/')}/{study}"
+        self.location = f"{self.root.rstrip('/')}/{study}"
+
+    def exists(self) -> bool:
+        """Whether the study was created."""
+        return bool(self._fs.get_file_info(f"{self._folder}/study.json").type == pa.fs.FileType.File)
+
+    def create(self, about: dict[str, Any]) -> None:
+        """Makes the study's folders and its study.json; StudyError where it exists already."""
+        if self.exists():
+            raise StudyError(f"study {self.study!r} exists already in {self.root}")
+        with _io_errors(f"create {self.location}"):
+            for table in TABLES:
+                self._fs.create_dir(f"{self._folder}/{table}", recursive=True)
+            self._write("study.json", json.dumps(about, indent=2).encode())
+
+    def write_trial(
+        self, trial: dict[str, Any], steps: list[dict[str, Any]], requests: list[dict[str, Any]]
+    ) -> None:
+        """Writes a trial's rows, the `trials` row last; columns that a row lacks are null."""
+        rows = {"requests": requests, "steps": steps, "trials": [trial]}
+        with _io_errors(f"write trial {trial['trial']} to {self.location}"):
+            for name, schema in TABLES.items():
+                table = pa.Table.from_pylist(rows[name], schema=schema)
+                sink = pa.BufferOutputStream()
+                pq.write_table(table, sink)
+                self._write(f"{name}/{trial['trial']:05d}.parquet", sink.getvalue())
+
+    def write_file(self, name: str, content: bytes) -> str:
+        """Writes a further file of the study (a report, say) whole; returns where it lies."""
+        with _io_errors(f"write {name} to {self.location}"):
+            self._write(name, content)
+        return f"{self.location}/{name}"
+
+    def read(self) -> StudyResults:
+        """Everything that is on disk; StudyError where there is no such study."""
+        if not self.exists():
+            raise StudyError(f"no study {self.study!r} in {self.root}")
+        with _io_errors(f"read {self.location}"):
+            with self._fs.open_input_stream(f"{self._folder}/study.json") as stream:
+                about = json.loads(stream.read())
+            frames: dict[str, pd.DataFrame] = {}
+            skipped: list[str] = []
+            for name, schema in TABLES.items():
+                frames[name] = self._read_table(name, schema, skipped)
+        whole = frames["steps"]["trial"].isin(frames["trials"]["trial"])
+        frames["steps"] = frames["steps"][whole].reset_index(drop=True)
+        for table, column in (("trials", "config"), ("trials", "effective_args"), ("steps", "errors")):
+            texts = frames[table][column]
+            frames[table][column] = [json.loads(text) if isinstance(text, str) else {} for text in texts]
+        return StudyResults(about=about, skipped=tuple(skipped), **frames)
+
+    def _read_table(self, name: str, schema: pa.Schema, skipped: list[str]) -> pd.DataFrame:
+        selector = pa.fs.FileSelector(f"{self._folder}/{name}", allow_not_found=True)
+        tables = [schema.empty_table()]
+        for info in sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path)):
+            if not info.path.endswith(".parquet") or info.base_name.startswith("."):
+                continue
+            try:
+                table = pq.read_table(info.path, filesystem=self._fs, partitioning=None)
+                tables.append(table.select(schema.names).cast(schema))
+            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+                skipped.append(f"{info.path}: {error}")
+        frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        return frame
+
+    def _write(self, name: str, content: Any) -> None:
+        folder, _, base = f"{self._folder}/{name}".rpartition("/")
+        temporary = f"{folder}/.{base}.part"
+        with self._fs.open_output_stream(temporary) as stream:
+            stream.write(content)
+        self._fs.move(temporary, f"{folder}/{base}")
+
+
+def studies(root: str | Path) -> list[str]:
+    """Names of the studies below `root`, the newest first."""
+    filesystem, base = _filesystem(root)
+    selector = pa.fs.FileSelector(base, allow_not_found=True)
+    found = []
+    for folder in filesystem.get_file_info(selector):
+        about = filesystem.get_file_info(f"{folder.path}/study.json")
+        if about.type == pa.fs.FileType.File:
+            found.append((about.mtime_ns or 0, str(folder.base_name)))
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def _filesystem(root: str | Path) -> tuple[pa.fs.FileSystem, str]:
+    if "://" not in str(root):
+        return pa.fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+    try:
+        filesystem, base = pa.fs.FileSystem.from_uri(str(root))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StudyError(f"results cannot be kept at {root}: {error}") from error
+    return filesystem, base
+
+
+@contextmanager
+def _io_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+        raise ResultsError(f"cannot {what}: {error}") from error
