@@ -1,0 +1,82 @@
+"""What an engine is: how a configuration becomes a running server, and what went wrong if not.
+
+Knows nothing of Ray, of load or of scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Value = bool | int | float | str | None
+Config = Mapping[str, Value]  # engine flags as the engine spells them, without leading dashes
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a running server says of itself, stored with the result.
+
+    `effective_args` are the arguments as the server resolved them, `kv_tokens` the capacity of its
+    KV cache in tokens (None where it does not say).
+    """
+
+    version: str
+    kv_tokens: int | None = None
+    effective_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunningEngine(Protocol):
+    """A server that has answered with a token and belongs to this trial."""
+
+    base_url: str
+    model: str
+    info: ServerInfo
+    start_s: float  # seconds from the launch to the first token
+
+    def alive(self) -> bool:
+        """Whether the server's process still runs."""
+        ...
+
+    def raise_if_failed(self) -> None:
+        """Raises TrialFailed, with the cause read from exit code and log, where the process has ended."""
+        ...
+
+    def flush_cache(self) -> None:
+        """Forgets cached prefixes, so that no load level profits from the one before."""
+        ...
+
+
+class Engine(Protocol):
+    """An adapter for one kind of server; made from a task, cheap to make, never holds a process itself."""
+
+    name: str
+    simulated: bool
+
+    def version(self) -> str:
+        """The installed version; EngineUnavailable, saying what is missing, where there is none."""
+        ...
+
+    def gpus(self, config: Config) -> int:
+        """GPUs that this configuration needs."""
+        ...
+
+    def check(self, config: Config) -> None:
+        """Raises TrialFailed (stage CHECK) for what is known to be impossible before a GPU is held."""
+        ...
+
+    def command(self, config: Config, *, host: str, port: int) -> list[str]:
+        """The argv that launches this configuration; `tuner export` prints it."""
+        ...
+
+    def launch(
+        self, config: Config, *, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
+    ) -> AbstractContextManager[RunningEngine]:
+        """Starts the server, waits until it serves a token, and ends its whole process tree on exit.
+
+        Its output goes to `log_path`. Raises TrialFailed (stage START) where it does not become ready
+        within `timeout_s`.
+        """
+        ...

@@ -1,0 +1,113 @@
+"""A server's process: started under the watchdog, its log tailed, its whole tree ended on exit."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+_WATCHDOG = Path(__file__).with_name("watchdog.py")
+_TAIL_BYTES = 16 * 1024
+GRACE_S = 10.0  # SGLang with a stream in flight leaves within 10 s of SIGTERM
+
+
+class EngineProcess:
+    """Runs `argv` without a shell, both its output streams going to `log_path`.
+
+    A context manager: on exit the whole process tree is gone, SIGTERM first, SIGKILL after `grace_s`
+    seconds. It is gone as well when this process dies by SIGKILL (see `watchdog`). Raises OSError where
+    the program cannot be started.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, env: Mapping[str, str], log_path: Path, grace_s: float = GRACE_S
+    ) -> None:
+        self.log_path = log_path
+        self._grace_s = grace_s
+        self._exit_code: int | None = None
+        self._said = b""
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = log_path.stat().st_size if log_path.exists() else 0
+        alive_read, self._alive = os.pipe()  # closing our end tells the watchdog to end the tree
+        self._status, status_write = os.pipe()
+        try:
+            with log_path.open("ab") as log:
+                detached = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(_WATCHDOG), str(grace_s), str(status_write), *argv],
+                    stdin=alive_read,
+                    stdout=log,
+                    stderr=log,
+                    env=dict(env),
+                    pass_fds=[status_write],
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(self._alive)
+            os.close(self._status)
+            raise
+        finally:
+            os.close(alive_read)
+            os.close(status_write)
+        detached.wait()
+        word, _, rest = self._next_line(timeout_s=30.0).partition(" ")
+        if word != "pid":
+            self._close()
+            raise OSError(rest or "the watchdog did not start")
+        self.pid = int(rest)
+
+    def __enter__(self) -> EngineProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def end(self) -> int | None:
+        """Ends the whole tree and waits until it is gone; returns the exit code (negative: the signal)."""
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+            self._read_exit(timeout_s=self._grace_s + 30.0)
+            self._close()
+        return self._exit_code
+
+    def poll(self) -> int | None:
+        """The exit code once the tree has ended (negative: the signal); None while it runs."""
+        if self._exit_code is None and self._alive >= 0:
+            self._read_exit(timeout_s=0.0)
+        return self._exit_code
+
+    def log(self) -> str:
+        """The last 16 KiB that this process wrote to its log."""
+        with self.log_path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, size - _TAIL_BYTES))
+            return log.read().decode(errors="replace")
+
+    def _read_exit(self, timeout_s: float) -> None:
+        word, _, code = self._next_line(timeout_s).partition(" ")
+        if word == "exit":
+            self._exit_code = int(code)
+
+    def _next_line(self, timeout_s: float) -> str:
+        """The watchdog's next line; empty where none came in time, or where it is gone."""
+        while b"\n" not in self._said:
+            if not select.select([self._status], [], [], timeout_s)[0]:
+                return ""
+            chunk = os.read(self._status, 4096)
+            if not chunk:
+                return ""
+            self._said += chunk
+        line, _, self._said = self._said.partition(b"\n")
+        return line.decode(errors="replace")
+
+    def _close(self) -> None:
+        os.close(self._status)
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1

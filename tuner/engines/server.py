@@ -1,0 +1,152 @@
+"""Starting an HTTP server engine: a free port, a process, a first token; and reading why it failed.
+
+Adapters give the argv, the environment and the signs of each failure; everything else is here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuner.engines.base import ServerInfo
+from tuner.engines.process import EngineProcess
+from tuner.failures import Cause, Failure, Stage, TrialFailed
+
+HOST = "127.0.0.1"
+_POLL_S = 0.05
+_PORTS_TRIED = 3
+_EVIDENCE_LINES = 25
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before loopback
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A line of an engine's log that tells a cause: the first sign in an adapter's table that is found."""
+
+    pattern: re.Pattern[str]
+    cause: Cause
+
+    @classmethod
+    def of(cls, pattern: str, cause: Cause) -> Sign:
+        return cls(re.compile(pattern), cause)
+
+
+@dataclass
+class Server:
+    """A server that has served a token (a `RunningEngine`)."""
+
+    process: EngineProcess
+    signs: Sequence[Sign]
+    base_url: str
+    model: str
+    info: ServerInfo = field(default_factory=lambda: ServerInfo(version=""))
+    start_s: float = 0.0
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def raise_if_failed(self) -> None:
+        code = self.process.poll()
+        if code is not None:
+            raise TrialFailed(diagnose(Stage.LOAD, code, self.process.log(), self.signs))
+
+    def flush_cache(self) -> None:
+        with suppress(OSError, ValueError):  # a dead server is found by raise_if_failed
+            call(f"{self.base_url}/flush_cache", body={}, timeout_s=30.0)
+
+
+def call(url: str, *, body: Any = None, timeout_s: float = 5.0) -> Any:
+    """GET, or POST of `body` as JSON; the answer as JSON or text. OSError unless it is 200."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  http only
+    with _direct.open(request, timeout=timeout_s) as response:
+        text = response.read().decode(errors="replace")
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def diagnose(stage: Stage, code: int | None, log: str, signs: Sequence[Sign]) -> Failure:
+    """The failure that exit code and log tell; CRASH, with the last line, where no sign is found."""
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    evidence = "\n".join(lines[-_EVIDENCE_LINES:])
+    for sign in signs:
+        for line in reversed(lines):
+            if sign.pattern.search(line):
+                return Failure(stage, sign.cause, line.strip()[:300], evidence, code)
+    last = lines[-1].strip()[:200] if lines else "no output"
+    ended = f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+    return Failure(stage, Cause.CRASH, f"{ended}; last line: {last}", evidence, code)
+
+
+@contextmanager
+def launched(
+    argv_for_port: Any,
+    *,
+    env: Mapping[str, str],
+    log_path: Path,
+    timeout_s: float,
+    model: str,
+    signs: Sequence[Sign],
+) -> Iterator[Server]:
+    """Starts `argv_for_port(port)`, waits for its first token, ends its process tree on exit.
+
+    A port that was taken in between is no fault of the configuration: two more are tried.
+    """
+    for attempt in range(1, _PORTS_TRIED + 1):
+        port = free_port()
+        began = time.monotonic()
+        try:
+            process = EngineProcess(argv_for_port(port), env=env, log_path=log_path)
+        except OSError as error:
+            raise TrialFailed(Failure(Stage.START, Cause.CRASH, f"cannot be started: {error}")) from error
+        with process:
+            server = Server(process, signs, f"http://{HOST}:{port}", model)
+            try:
+                _await_token(server, began + timeout_s)
+            except TrialFailed as failed:
+                if failed.failure.cause is Cause.PORT_TAKEN and attempt < _PORTS_TRIED:
+                    continue
+                raise
+            server.start_s = time.monotonic() - began
+            yield server
+            return
+
+
+def _await_token(server: Server, deadline: float) -> None:
+    body = {"model": server.model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+    while True:
+        if (code := server.process.poll()) is not None:
+            raise TrialFailed(diagnose(Stage.START, code, server.process.log(), server.signs))
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            log = server.process.log()
+            evidence = "\n".join(log.splitlines()[-_EVIDENCE_LINES:])
+            detail = "no token was served within the start timeout"
+            raise TrialFailed(Failure(Stage.START, Cause.START_TIMEOUT, detail, evidence))
+        try:
+            answer = call(f"{server.base_url}/v1/completions", body=body, timeout_s=min(remaining, 60.0))
+        except OSError:  # refused while it loads, 503 while it warms up
+            time.sleep(_POLL_S)
+            continue
+        if isinstance(answer, dict) and answer.get("choices"):
+            return
+        detail = f"answers a completion with {str(answer)[:200]!r}"
+        raise TrialFailed(Failure(Stage.START, Cause.CRASH, detail, server.process.log()))

@@ -1,0 +1,117 @@
+"""Runs one command and ends its whole process tree when its starter is gone, however that went.
+
+A script of its own, started by `process.py` with an isolated interpreter and the standard library only:
+
+    python -I -S watchdog.py GRACE_S STATUS_FD COMMAND...
+
+It detaches (a second fork and a session of its own, so that whoever kills the starter's children or
+process group does not kill it), becomes the reaper of orphaned descendants, starts COMMAND in another
+session, and writes `pid N` and later `exit CODE` to STATUS_FD. When COMMAND ends, or standard input
+reaches its end because the starter closed it or died, SIGTERM goes to COMMAND's group, after GRACE_S
+seconds SIGKILL, and then every remaining descendant is killed, whatever session it moved to.
+docs/adr/0003-watchdog.md has what was measured with simpler means.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+_POLL_S = 0.05
+
+
+def _prctl(option: int, argument: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
+
+
+def _descendants() -> list[int]:
+    """Every living process below this one, found through /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # pid (comm) state ppid ...; comm may hold spaces and parentheses
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found: list[int] = []
+    queue = [os.getpid()]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def _signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _reap() -> None:
+    """Collects orphans that have ended and were handed to this process."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _end_tree(command: "subprocess.Popen[bytes]", grace_s: float) -> int:
+    """Ends everything below this process; returns the command's exit code."""
+    if command.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            command.wait(grace_s)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(command.pid, signal.SIGKILL)
+    code = command.wait()
+    while remaining := _descendants():
+        _signal_all(remaining, signal.SIGKILL)
+        _reap()
+        time.sleep(0.01)
+    return code
+
+
+def main(grace_s: float, status_fd: int, argv: list[str]) -> None:
+    """Detaches, runs `argv`, waits for its end or for the end of standard input."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+    def in_child() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError):  # the starter may be gone
+            os.write(status_fd, f"{text}\n".encode())
+
+    os.set_inheritable(status_fd, False)
+    try:
+        command = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+        )
+    except OSError as error:
+        say(f"error {error}")
+        return
+    say(f"pid {command.pid}")
+    poller = select.poll()
+    poller.register(0, select.POLLIN | select.POLLHUP)
+    while command.poll() is None and not poller.poll(_POLL_S * 1000):
+        pass
+    say(f"exit {_end_tree(command, grace_s)}")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
