@@ -1,0 +1,132 @@
+"""One configuration in, a stream of reports out: launch the engine, put every load level on it, score.
+
+Knows nothing of Ray: the same generator serves a Tune trial and `tuner trial` in the foreground.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tuner.engines.base import Config, Engine, RunningEngine, ServerInfo
+from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.load.base import LoadGenerator, LoadResult, Target
+from tuner.metrics import Metrics, RequestError, summarise
+from tuner.objective import Score, score
+from tuner.task import Task
+from tuner.workload import LoadLevel
+
+_EXIT_SEEN_S = 2.0  # a broken connection is noticed before the exit code of the process behind it
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished load level."""
+
+    level: LoadLevel
+    load: LoadResult
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a trial so far.
+
+    `step` is the load level that was finished last (None where a failure came instead), `score` is of
+    all finished levels, `done` says that no further report follows.
+    """
+
+    planned: int
+    finished: int
+    score: Score
+    done: bool
+    step: Step | None = None
+    failure: Failure | None = None
+    info: ServerInfo = field(default_factory=lambda: ServerInfo(version=""))
+    start_s: float | None = None
+
+
+def evaluate(
+    task: Task,
+    config: Config,
+    *,
+    engine: Engine,
+    load: LoadGenerator,
+    seed: int,
+    gpu_ids: Sequence[str],
+    log_path: Path,
+) -> Iterator[Report]:
+    """Yields a report after every load level; the last one has `done`, with or without a failure.
+
+    The engine lives exactly as long as the generator needs it: closing the generator ends it.
+    """
+    deadline = time.monotonic() + task.optimization.timeout_per_iteration
+    levels = task.levels(seed)
+    report = Report(len(levels), 0, failed_score(task, [], None), done=False)
+    metrics: list[Metrics] = []
+    try:
+        engine.check(config)
+        start_limit_s = min(task.engine.start_timeout, task.optimization.timeout_per_iteration)
+        with engine.launch(config, gpu_ids=gpu_ids, log_path=log_path, timeout_s=start_limit_s) as server:
+            report = replace(report, info=server.info, start_s=server.start_s)
+            for level in levels:
+                step = _measure(task, level, server, load, gpus=engine.gpus(config), deadline=deadline)
+                metrics.append(step.metrics)
+                so_far = score(task.objective, task.slo_terms, metrics)
+                report = replace(report, finished=len(metrics), score=so_far, step=step)
+                if len(metrics) < len(levels):
+                    yield report
+        yield replace(report, done=True)  # the engine has left its GPUs
+    except TrialFailed as failed:
+        failure = replace(failed.failure, progress=len(metrics) / len(levels))
+        yield replace(
+            report, score=failed_score(task, metrics, failure), done=True, step=None, failure=failure
+        )
+
+
+def failed_score(task: Task, metrics: Sequence[Metrics], failure: Failure | None) -> Score:
+    """The score of a trial that failed (without a cause yet: as if it had failed the check)."""
+    cause = failure or Failure(Stage.CHECK, Cause.INTERNAL, "nothing was measured")
+    return score(task.objective, task.slo_terms, metrics, cause)
+
+
+def _measure(
+    task: Task, level: LoadLevel, server: RunningEngine, load: LoadGenerator, *, gpus: int, deadline: float
+) -> Step:
+    """One load level on a clean cache; TrialFailed where it cannot be believed."""
+    server.flush_cache()
+    target = Target(server.base_url, server.model, task.benchmark.additional_params)
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        raise _out_of_time(task)
+    result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s)
+    metrics = summarise(result.records, window_s=result.window_s, gpus=gpus)
+    if metrics.success_rate < 1:
+        _await_exit(server)
+    server.raise_if_failed()
+    if 1 - metrics.success_rate > task.benchmark.max_error_rate:
+        if time.monotonic() >= deadline:
+            raise _out_of_time(task)
+        raise TrialFailed(_request_failure(metrics))
+    return Step(level, result, metrics)
+
+
+def _await_exit(server: RunningEngine) -> None:
+    limit = time.monotonic() + _EXIT_SEEN_S
+    while server.alive() and time.monotonic() < limit:
+        time.sleep(0.05)
+
+
+def _out_of_time(task: Task) -> TrialFailed:
+    detail = f"not finished within timeout_per_iteration ({task.optimization.timeout_per_iteration:g} s)"
+    return TrialFailed(Failure(Stage.LOAD, Cause.TRIAL_TIMEOUT, detail))
+
+
+def _request_failure(metrics: Metrics) -> Failure:
+    sent = metrics.requests_ok + metrics.requests_failed
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(metrics.errors.items()))
+    hung = metrics.errors.get(RequestError.TIMEOUT, 0) > sent / 2
+    detail = f"{metrics.requests_failed} of {sent} requests failed ({kinds})"
+    return Failure(Stage.LOAD, Cause.HANG if hung else Cause.REQUEST_ERRORS, detail)

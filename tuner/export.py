@@ -1,0 +1,128 @@
+"""A configuration as something to run: shell, docker, a Kubernetes Deployment, or its flags as JSON.
+
+Knows nothing of engines: it takes the launch argv that a trial recorded.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruamel.yaml import YAML
+
+PORT = 30000
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is exported: the launch argv, the flags it was made of, GPUs, image and environment."""
+
+    argv: Sequence[str]
+    flags: Mapping[str, Any]
+    gpus: int
+    name: str
+    image: str
+    namespace: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def shell(deployment: Deployment) -> str:
+    """A command for a POSIX shell, a flag to a line; secrets are taken from the caller's environment."""
+    env = [f"{name}={_shell_value(name, value)}" for name, value in deployment.env.items()]
+    return _commented(deployment.note) + _folded([*env, *map(shlex.quote, deployment.argv)])
+
+
+def docker(deployment: Deployment) -> str:
+    """A `docker run` command that gives the container its GPUs."""
+    env = [
+        ["-e", name if _SECRET.search(name) else shlex.quote(f"{name}={value}")]
+        for name, value in deployment.env.items()
+    ]
+    words = [
+        *("docker", "run", "--rm", "--gpus", str(deployment.gpus), "--ipc=host", "-p", f"{PORT}:{PORT}"),
+        *("-v", '"$HOME/.cache/huggingface:/root/.cache/huggingface"'),
+        *(word for pair in env for word in pair),
+        deployment.image,
+        *map(shlex.quote, deployment.argv),
+    ]
+    return _commented(deployment.note) + _folded(words)
+
+
+def kubernetes(deployment: Deployment) -> str:
+    """An apps/v1 Deployment with GPU limits and probes; secrets come from a Secret of the same name."""
+    name = re.sub(r"[^a-z0-9]+", "-", deployment.name.lower()).strip("-")[:50] or "engine"
+    probe = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10}
+    container = {
+        "name": "engine",
+        "image": deployment.image,
+        "command": list(deployment.argv),
+        "env": [_kubernetes_env(name, key, value) for key, value in deployment.env.items()],
+        "ports": [{"containerPort": PORT}],
+        "resources": {"limits": {"nvidia.com/gpu": deployment.gpus}},
+        "startupProbe": {**probe, "failureThreshold": 120},
+        "readinessProbe": probe,
+        "livenessProbe": {**probe, "periodSeconds": 30, "failureThreshold": 4},
+    }
+    labels = {"app": name}
+    manifest = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": name,
+            **({"namespace": deployment.namespace} if deployment.namespace else {}),
+            "labels": labels,
+        },
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+        },
+    }
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump(manifest, text)
+    return _commented(deployment.note) + text.getvalue()
+
+
+def flags_json(deployment: Deployment) -> str:
+    """The flags alone, as JSON."""
+    return json.dumps(dict(deployment.flags), indent=2) + "\n"
+
+
+FORMATS: dict[str, Callable[[Deployment], str]] = {
+    "shell": shell,
+    "docker": docker,
+    "kubernetes": kubernetes,
+    "json": flags_json,
+}
+
+
+def _commented(note: str) -> str:
+    return "".join(f"# {line}\n" for line in note.splitlines())
+
+
+def _folded(words: Sequence[str]) -> str:
+    """Words as one command, a new line before each option."""
+    lines: list[str] = []
+    for word in words:
+        if lines and not (word.startswith("--") and len(lines[-1]) > 20):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return " \\\n  ".join(lines) + "\n"
+
+
+def _shell_value(name: str, value: str) -> str:
+    return f'"${name}"' if _SECRET.search(name) else shlex.quote(value)
+
+
+def _kubernetes_env(secret: str, name: str, value: str) -> dict[str, Any]:
+    if _SECRET.search(name):
+        return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
+    return {"name": name, "value": value}

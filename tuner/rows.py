@@ -1,0 +1,139 @@
+"""A trial's reports as rows of the results tables: the one place that maps what was seen to columns."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tuner.engines.base import Config, Engine
+from tuner.evaluate import Report, Step
+from tuner.results import LATENCIES, STATISTICS, ResultStore
+from tuner.task import Task
+
+
+@dataclass(frozen=True)
+class TrialInfo:
+    """What identifies a trial and where it ran."""
+
+    number: int
+    kind: str  # "baseline" or "search"
+    config: Config
+    gpu_ids: Sequence[str]
+    started_at: datetime
+    duration_s: float
+    node: str
+    log_path: str
+    stopped_early: bool = False
+
+
+def this_node() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
+
+
+def record(
+    store: ResultStore, task: Task, engine: Engine, info: TrialInfo, report: Report, steps: Sequence[Step]
+) -> dict[str, Any]:
+    """Writes a trial's three tables; returns its row of `trials`. `report` is its last."""
+    key = {"study": store.study, "trial": info.number}
+    row = {**key, **trial_row(task, engine, info, report)}
+    store.write_trial(
+        row,
+        [{**key, "step": number, **step_row(step)} for number, step in enumerate(steps)],
+        [
+            {**key, "step": number, **request}
+            for number, step in enumerate(steps)
+            for request in request_rows(step)
+        ],
+    )
+    return row
+
+
+def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> dict[str, Any]:
+    """Columns of `trials` without study and trial."""
+    slo, failure = report.score.slo, report.failure
+    return {
+        "kind": info.kind,
+        "config": json.dumps(dict(info.config)),
+        "command": json.dumps(engine.launch_command(info.config)),
+        "gpus": engine.gpus(info.config),
+        "gpu_ids": list(info.gpu_ids),
+        "node": info.node,
+        "model": task.model.id_or_path,
+        "engine": engine.name,
+        "engine_version": report.info.version or None,
+        "simulated": engine.simulated,
+        "effective_args": json.dumps(dict(report.info.effective_args)),
+        "kv_tokens": report.info.kv_tokens,
+        "objective_name": task.objective.name,
+        "objective_unit": task.objective.unit,
+        "objective": report.score.objective,
+        "score": report.score.score,
+        "loss": report.score.loss,
+        "slo_met": slo.met if report.finished else None,
+        "slo_hard_failed": slo.hard_failed if report.finished else None,
+        "slo_worst": slo.worst or None,
+        "slo_worst_violation": slo.worst_violation if slo.worst and report.finished else None,
+        "failure_stage": failure and str(failure.stage),
+        "failure_cause": failure and str(failure.cause),
+        "failure_detail": failure and failure.detail,
+        "failure_evidence": failure and failure.evidence,
+        "failure_progress": failure and failure.progress,
+        "exit_code": failure and failure.exit_code,
+        "stopped_early": info.stopped_early,
+        "levels_planned": report.planned,
+        "levels_finished": report.finished,
+        "started_at": info.started_at,
+        "start_s": report.start_s,
+        "duration_s": info.duration_s,
+        "log_path": info.log_path,
+    }
+
+
+def step_row(step: Step) -> dict[str, Any]:
+    """Columns of `steps` without study, trial and step."""
+    metrics = step.metrics
+    row: dict[str, Any] = {
+        "scenario": str(step.level.scenario),
+        "concurrency": step.level.concurrency,
+        "duration_s": metrics.duration_s,
+        "requests_ok": metrics.requests_ok,
+        "requests_failed": metrics.requests_failed,
+        "errors": json.dumps(metrics.errors),
+        "input_tok_s": metrics.input_tok_s,
+        "output_tok_s": metrics.output_tok_s,
+        "total_tok_s": metrics.total_tok_s,
+        "total_tok_s_per_gpu": metrics.total_tok_s / metrics.gpus,
+        "output_tok_s_per_gpu": metrics.output_tok_s / metrics.gpus,
+        "requests_per_s": metrics.requests_per_s,
+        "success_rate": metrics.success_rate,
+        "client_lag_s": step.load.client_lag_s,
+    }
+    for latency in LATENCIES:
+        distribution = getattr(metrics, latency)
+        for statistic in STATISTICS:
+            value = None if distribution is None else getattr(distribution, statistic)
+            row[f"{latency}_{statistic}_s"] = value
+    return row
+
+
+def request_rows(step: Step) -> list[dict[str, Any]]:
+    """Columns of `requests` without study, trial and step."""
+    return [
+        {
+            "request": number,
+            "sent_s": request.sent_s,
+            "ttft_s": request.ttft_s,
+            "tpot_s": request.tpot_s,
+            "e2e_s": request.e2e_s,
+            "input_tokens": request.input_tokens,
+            "output_tokens": request.output_tokens,
+            "error": None if request.error is None else str(request.error),
+            "http_status": request.status,
+        }
+        for number, request in enumerate(step.load.records)
+    ]
