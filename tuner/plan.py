@@ -1,0 +1,54 @@
+"""What a task will cost and which strategy suits it, before anything is run: the documents' rules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tuner.task import Task
+
+_START_GUESS_S = {"simulator": 1.0}  # of an engine; others load weights and capture CUDA graphs
+_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The strategy and number of trials that the documents advise for a space, and why."""
+
+    strategy: str
+    trials: int
+    reason: str
+
+
+def advise(task: Task) -> Advice:
+    """Under 20 combinations: grid; 20-50: 20-30 trials; 50-200: 30-50; over 200: 50-100."""
+    size = task.space.size
+    if len(task.parameters) == 1 and math.isinf(size):
+        return Advice("random", 20, "one continuous parameter gives a model little to learn")
+    if size < 20:
+        return Advice("grid_search", int(size), f"{int(size)} combinations are few enough to try them all")
+    if size <= 50:
+        return Advice("bayesian", min(30, max(20, round(size * 0.5))), "20-30 trials for 20-50 combinations")
+    if size <= 200:
+        return Advice(
+            "bayesian", min(50, max(30, round(size * 0.25))), "30-50 trials for 50-200 combinations"
+        )
+    trials = 100 if math.isinf(size) else min(100, max(50, round(size * 0.25)))
+    return Advice("bayesian", trials, "50-100 trials for more than 200 combinations")
+
+
+def planned_trials(task: Task) -> int:
+    """The trials that a task may run, the baseline included: a grid's all, unless it sets a limit."""
+    options, size = task.optimization, task.space.size
+    whole = size + options.baseline
+    if options.enumerates and "max_iterations" not in options.model_fields_set:
+        return int(whole)
+    return int(min(options.max_iterations, whole))
+
+
+def trial_limit_s(task: Task, engine: str) -> float:
+    """Seconds that a trial takes at the most: engine start (guessed) and every load level's time limit."""
+    load = task.benchmark
+    levels = len(load.traffic_scenarios) * len(load.num_concurrency)
+    seconds = _START_GUESS_S.get(engine, _START_S) + levels * load.max_time_per_iteration
+    return min(seconds, task.optimization.timeout_per_iteration)

@@ -1,0 +1,253 @@
+"""Which configuration is tried next: a strategy as a Ray Tune searcher.
+
+`StudySearcher` stands between Tune and an inner searcher (OptunaSearch, HyperOptSearch, a grid). It
+measures the baseline first, answers for what is already known, keeps to the budget, and holds back
+while no GPU is free. The inner searcher sees every outcome as a finite loss, failures included.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.samplers import RandomSampler, TPESampler
+from ray.tune.search import Searcher
+from ray.tune.search.hyperopt import HyperOptSearch
+from ray.tune.search.optuna import OptunaSearch
+
+from tuner.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
+from tuner.failures import Failure
+from tuner.plan import planned_trials
+from tuner.space import SearchSpace, Value, config_key
+from tuner.task import Task
+
+METRIC, MODE = "loss", "min"
+_ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
+_FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
+
+_AS_IT_IS = Code(None, lambda value: value)
+
+Config = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A trial to run: its number within the study, its kind ("baseline" or "search"), its flags."""
+
+    number: int
+    kind: str
+    config: Config
+
+    @property
+    def key(self) -> str:
+        return config_key(self.config)
+
+
+@dataclass
+class _Pending:
+    """A suggestion that is being measured, and every inner id that proposed it."""
+
+    suggestion: Suggestion
+    gpus: int
+    inner_ids: list[str] = field(default_factory=list)
+
+
+class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
+    """The searcher that a study gives to Tune. `budget` counts the trials that are run.
+
+    `gpus(config)` is what a configuration needs, `total_gpus` what the cluster has.
+    """
+
+    def __init__(
+        self,
+        inner: Searcher,
+        encoding: Encoding,
+        space: SearchSpace,
+        *,
+        budget: int,
+        baseline: bool,
+        seed: int,
+        gpus: Callable[[Config], int] = lambda config: 1,
+        total_gpus: float = float("inf"),
+    ) -> None:
+        super().__init__(metric=METRIC, mode=MODE)
+        self._inner, self._encoding, self._space = inner, encoding, space
+        self.budget, self._baseline_due = budget, baseline
+        self._gpus, self._total_gpus = gpus, total_gpus
+        self._refuse: Callable[[Config], Failure | None] = lambda config: None
+        self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
+        self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
+        self._losses: dict[str, float] = {}
+        self._pending: dict[str, _Pending] = {}
+        self._asked = self._numbered = self._launched = 0
+        self._held: _Pending | None = None
+
+    def guard(
+        self, refuse: Callable[[Config], Failure | None], on_refused: Callable[[Suggestion, Failure], float]
+    ) -> None:
+        """Sets who says why a configuration can never run (it then costs no trial), and who records it.
+
+        `on_refused` returns the loss that the sampler is told.
+        """
+        self._refuse, self._on_refused = refuse, on_refused
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
+        if self._launched >= self.budget:
+            return str(Searcher.FINISHED)
+        self._held = self._held or self._next()
+        if self._held is None:
+            return None if self._pending else str(Searcher.FINISHED)
+        in_use = sum(pending.gpus for pending in self._pending.values())
+        if in_use and in_use + self._held.gpus > self._total_gpus:
+            return None
+        pending, self._held = self._held, None
+        self._pending[trial_id] = pending
+        self._launched += 1
+        suggestion = pending.suggestion
+        return {"number": suggestion.number, "kind": suggestion.kind, "flags": dict(suggestion.config)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Intermediate results teach nothing: a trial counts when it ends."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Teaches the outcome; a trial lost to infrastructure is forgotten and may come again."""
+        pending = self._pending.pop(trial_id)
+        lost = error or not result or METRIC not in result or bool(result.get("infrastructure"))
+        if lost or result is None:
+            for inner_id in pending.inner_ids:
+                self._inner.on_trial_complete(inner_id, error=True)
+            return
+        loss = float(result[METRIC])
+        self._losses[pending.suggestion.key] = loss
+        for inner_id in pending.inner_ids:
+            self._tell(inner_id, loss)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the results on disk are the state to resume from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+    def _next(self) -> _Pending | None:
+        """A configuration that nobody has tried; None where there is none (for now)."""
+        if self._baseline_due:
+            self._baseline_due = False
+            return self._new("baseline", {})
+        for _ in range(_ASKED_IN_A_ROW):
+            self._asked += 1
+            inner_id = f"ask-{self._asked}"
+            point = self._inner.suggest(inner_id)
+            if point is None or point == Searcher.FINISHED:
+                return None
+            found = self._take(self._encoding.decode(point), inner_id)
+            if found:
+                return found
+        return self._drawn()
+
+    def _take(self, config: Config, inner_id: str) -> _Pending | None:
+        """`config` as a new trial, unless the answer to it is known already or on its way."""
+        key = config_key(config)
+        if key in self._losses:
+            self._tell(inner_id, self._losses[key])
+            return None
+        for pending in self._pending.values():
+            if pending.suggestion.key == key and pending.suggestion.kind != "baseline":
+                pending.inner_ids.append(inner_id)
+                return None
+        if not self._space.allows(config):
+            self._losses[key] = _FORBIDDEN_LOSS
+            self._tell(inner_id, _FORBIDDEN_LOSS)
+            return None
+        failure = self._refuse(config)
+        if failure is not None:
+            refused = self._new("search", config)
+            self._losses[key] = self._on_refused(refused.suggestion, failure)
+            self._tell(inner_id, self._losses[key])
+            return None
+        return self._new("search", config, inner_id)
+
+    def _drawn(self) -> _Pending | None:
+        """A configuration drawn from those not tried yet; the sampler keeps proposing known ones."""
+        if not self._space.enumerable():
+            return None
+        tried = self._losses.keys() | {pending.suggestion.key for pending in self._pending.values()}
+        untried = [config for config in self._space.grid() if config_key(config) not in tried]
+        while untried:
+            config = untried.pop(self._random.randrange(len(untried)))
+            failure = self._refuse(config)
+            if failure is None:
+                return self._new("search", config)
+            self._losses[config_key(config)] = self._on_refused(
+                self._new("search", config).suggestion, failure
+            )
+        return None
+
+    def _new(self, kind: str, config: Config, inner_id: str | None = None) -> _Pending:
+        suggestion = Suggestion(self._numbered, kind, config)
+        self._numbered += 1
+        return _Pending(suggestion, self._gpus(config), [inner_id] if inner_id else [])
+
+    def _tell(self, inner_id: str, loss: float) -> None:
+        self._inner.on_trial_complete(inner_id, {METRIC: loss})
+
+
+class GridSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
+    """Every configuration once, in a shuffled order, so that an early stop has still seen all corners."""
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        super().__init__(metric=METRIC, mode=MODE)
+        configs = list(space.grid())
+        random.Random(seed).shuffle(configs)  # noqa: S311  a reproducible order, no secret
+        self._configs: Iterator[Config] = iter(configs)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next configuration, or FINISHED."""
+        return next(self._configs, str(Searcher.FINISHED))
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """A grid learns nothing."""
+
+
+def make_searcher(task: Task, *, seed: int, **limits: Any) -> StudySearcher:
+    """The searcher of a task's strategy; `limits` are passed on to `StudySearcher`."""
+    space, options = task.space, task.optimization
+    tpe_space = encode(space, integers=optuna_integers)
+    inner: Searcher
+    if options.enumerates or not tpe_space.codes:
+        inner = GridSearcher(space, seed)
+        encoding = Encoding(tuple(space.domains), dict.fromkeys(space.domains, _AS_IT_IS), {})
+    elif options.strategy == "bayesian" and options.sampler == "hyperopt":
+        encoding = encode(space, integers=hyperopt_integers)
+        inner = HyperOptSearch(
+            HyperOptSearch.convert_search_space(encoding.tune_space),
+            metric=METRIC,
+            mode=MODE,
+            n_initial_points=options.n_initial_random,
+            random_state_seed=seed,
+        )
+    else:
+        encoding = tpe_space
+        if options.strategy == "random":
+            sampler = RandomSampler(seed=seed)
+        else:
+            sampler = TPESampler(n_startup_trials=options.n_initial_random, seed=seed)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        distributions = OptunaSearch.convert_search_space(encoding.tune_space)
+        inner = OptunaSearch(distributions, metric=METRIC, mode=MODE, sampler=sampler)
+    return StudySearcher(
+        inner,
+        encoding,
+        space,
+        budget=planned_trials(task),
+        baseline=options.baseline,
+        seed=seed,
+        **limits,
+    )
