@@ -1,0 +1,175 @@
+"""What a study does when a trial ends: writes it, logs it, and tells whoever watches.
+
+A Tune callback in the driver, the only writer of results. Tune pickles callbacks; this one leaves its
+live parts behind (nothing is ever restored from Tune's own state).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ray import tune
+from ray.exceptions import RayActorError
+from ray.tune.experiment import Trial
+
+from tuner.engines.base import Engine
+from tuner.evaluate import Report, Step, failed_score
+from tuner.failures import Cause, Failure, Stage
+from tuner.report.words import config_text
+from tuner.results import ResultStore
+from tuner.rows import TrialInfo, record, this_node
+from tuner.search import Suggestion
+from tuner.task import Task
+
+LOG = logging.getLogger("tuner.study")
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """A study at one moment. `best` is the row of the best trial so far, `last` that of the newest."""
+
+    planned: int
+    running: int
+    finished: int
+    failed: int
+    elapsed_s: float
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left if trials go on as fast as so far; None before the first has ended."""
+        ended = self.finished + self.failed
+        return self.elapsed_s / ended * max(self.planned - ended, 0) if ended else None
+
+
+class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
+    """Records the trials of one study as they end."""
+
+    def __init__(
+        self,
+        store: ResultStore,
+        task: Task,
+        engine: Engine,
+        planned: int,
+        watch: Callable[[StudyProgress], None] | None,
+    ) -> None:
+        self._store, self._task, self._engine, self._watch = store, task, engine, watch
+        self._began = time.monotonic()
+        self._progress = StudyProgress(planned, 0, 0, 0, 0.0)
+        self._steps: dict[str, list[Step]] = {}
+        self._last: dict[str, dict[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def refused(self, suggestion: Suggestion, failure: Failure) -> float:
+        """Records a configuration that the engine would never start; returns its loss."""
+        score = failed_score(self._task, [], failure)
+        levels = len(self._task.levels(0))
+        info = TrialInfo(
+            number=suggestion.number,
+            kind=suggestion.kind,
+            config=suggestion.config,
+            gpu_ids=[],
+            started_at=datetime.now(UTC),
+            duration_s=0.0,
+            node="",
+            log_path="",
+        )
+        self._record(info, Report(levels, 0, score, done=True, failure=failure), [])
+        return score.loss
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A new trial, or one that starts again after its node was lost: what it had shown is void."""
+        self._steps[trial.trial_id] = []
+        self._last.pop(trial.trial_id, None)
+        self._tell(running=self._running(trials))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Takes the report out of the result, so that Tune neither keeps nor copies it."""
+        report: Report = result.pop("report")
+        if report.step is not None:
+            self._steps[trial.trial_id].append(report.step)
+        self._last[trial.trial_id] = {
+            "report": report,
+            "info": replace(result.pop("info"), duration_s=result["elapsed_s"]),
+        }
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Writes the trial, finished or stopped early."""
+        last = self._last.pop(trial.trial_id)
+        report: Report = last["report"]
+        self._record(
+            replace(last["info"], stopped_early=not report.done),
+            report,
+            self._steps.pop(trial.trial_id),
+            running=self._running(trials, ended=trial),
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Writes a trial that was lost to infrastructure more often than it is retried."""
+        error = trial.get_pickled_error()
+        cause = Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.INTERNAL
+        steps = self._steps.pop(trial.trial_id, [])
+        levels = len(self._task.levels(0))
+        failure = Failure(
+            Stage.LOAD if steps else Stage.START,
+            cause,
+            f"{type(error).__name__}: {error}".splitlines()[0][:300],
+            evidence=str(error)[-4000:],
+            progress=len(steps) / levels,
+        )
+        score = failed_score(self._task, [step.metrics for step in steps], failure)
+        config = trial.config
+        self._record(
+            TrialInfo(
+                number=config["number"],
+                kind=config["kind"],
+                config=config["flags"],
+                gpu_ids=[],
+                started_at=datetime.fromtimestamp(trial.start_time or time.time(), UTC),
+                duration_s=time.time() - (trial.start_time or time.time()),
+                node=this_node(),
+                log_path="",
+            ),
+            Report(levels, len(steps), score, done=True, failure=failure),
+            steps,
+            running=self._running(trials, ended=trial),
+        )
+
+    def _running(self, trials: list[Trial], ended: Trial | None = None) -> int:
+        return sum(trial.status == Trial.RUNNING for trial in trials if trial is not ended)
+
+    def _record(self, info: TrialInfo, report: Report, steps: list[Step], running: int | None = None) -> None:
+        row = record(self._store, self._task, self._engine, info, report, steps)
+        failure, best = report.failure, self._progress.best
+        name = f"trial {info.number}: {config_text(info.config)}"
+        if failure is not None:
+            LOG.info("Failed (%s, %s): %s: %s", failure.stage, failure.cause, name, failure.detail)
+        else:
+            unit = self._task.objective.unit
+            LOG.info("Finished %s: %.6g %s", name, report.score.score, unit)
+            if best is None or row["loss"] < best["loss"]:
+                best = row
+                LOG.info("New best score: %.6g %s (%s)", report.score.score, unit, name)
+        self._tell(
+            running=self._progress.running if running is None else running,
+            finished=self._progress.finished + (failure is None),
+            failed=self._progress.failed + (failure is not None),
+            best=best,
+            last=row,
+        )
+
+    def _tell(self, **changes: Any) -> None:
+        elapsed_s = time.monotonic() - self._began
+        self._progress = replace(self._progress, elapsed_s=elapsed_s, **changes)
+        if self._watch:
+            self._watch(self._progress)

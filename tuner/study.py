@@ -1,0 +1,224 @@
+"""One run of a task: space, search, trials and results wired into Ray Tune."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ray import tune
+
+from tuner import __version__
+from tuner.analysis import summary
+from tuner.cluster import Resources, cluster
+from tuner.engines import make_engine
+from tuner.engines.base import Engine
+from tuner.errors import NotEnoughGpus, UsageError
+from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.recorder import LOG, Recorder, StudyProgress
+from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
+from tuner.search import METRIC, MODE, Config, StudySearcher, make_searcher
+from tuner.task import Task
+from tuner.trial import CPUS_PER_TRIAL, TrialContext, trainable
+
+LOGICAL_GPUS = 8  # of a local cluster on which the engine is simulated
+_RETRIES = 2  # of a trial whose node or actor was lost
+_STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """How a study ended, and what it found."""
+
+    results: StudyResults
+    location: str
+    log_path: Path
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0; 3 where no trial met the SLOs; 4 where no trial finished; 130 where it was interrupted."""
+        if self.interrupted:
+            return 130
+        found = summary(self.results)
+        if found.slo is not None and found.slo.judged and not found.slo.met:
+            return 3
+        return 4 if found.best is None else 0
+
+
+def run_study(
+    task: Task,
+    *,
+    engine: str | None = None,
+    num_gpus: int | None = None,
+    results: str | Path | None = None,
+    study: str | None = None,
+    max_concurrent: int | None = None,
+    seed: int | None = None,
+    source: str = "",
+    watch: Callable[[StudyProgress], None] | None = None,
+) -> StudyOutcome:
+    """Runs `task` to its end and returns what it found.
+
+    `engine` replaces the task's `base_runtime`, `seed` its seed. `num_gpus` are the GPUs, real or
+    logical, of the local Ray cluster that is started where RAY_ADDRESS names none. `results` is a folder
+    or a URI, `study` a new study's name in it. `watch` is called whenever a trial starts or ends.
+    Raises a UsageError before anything is started; Ctrl-C and SIGTERM end the study early, with
+    everything that was finished kept.
+    """
+    adapter = make_engine(task, engine)
+    name = _study_name(task, study)
+    if seed is None:
+        seed = secrets.randbelow(2**31) if task.optimization.seed is None else task.optimization.seed
+    store = ResultStore(results or default_root(), name)
+    version = adapter.version()
+    log_path = data_home() / "logs" / f"task_{name}.log"
+    with cluster(num_gpus, local_gpus=LOGICAL_GPUS if adapter.simulated else None) as resources:
+        least = _require_gpus(task, adapter, resources)
+        at_once = max_concurrent or _trials_at_once(resources, least)
+        context = TrialContext(name, task, adapter.name, seed)
+        searcher = make_searcher(task, seed=seed, gpus=adapter.gpus, total_gpus=resources.gpus)
+        store.create(_about(task, adapter, name, seed, version, source, searcher))
+        recorder = Recorder(store, task, adapter, searcher.budget, watch)
+        searcher.guard(lambda config: _refusal(adapter, config, resources), recorder.refused)
+        with _study_log(log_path), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            LOG.info("Study %s: %d trials, %d at once, seed %d", name, searcher.budget, at_once, seed)
+            interrupted = _fit(context, searcher, recorder, at_once, scratch)
+            LOG.info("Study %s: %s", name, "interrupted" if interrupted else "done")
+    return StudyOutcome(store.read(), store.location, log_path, interrupted)
+
+
+def _fit(
+    context: TrialContext, searcher: StudySearcher, recorder: Recorder, at_once: int, scratch: str
+) -> bool:
+    """Lets Tune run the trials; whether that was interrupted."""
+    tuner = tune.Tuner(
+        trainable(context),
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode=MODE,
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=context.study,
+            storage_path=scratch,
+            verbose=0,
+            callbacks=[recorder],
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+        ),
+    )
+    try:
+        with _sigterm_interrupts():
+            tuner.fit()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config['number']:05d}"
+
+
+def _study_name(task: Task, wanted: str | None) -> str:
+    if wanted is not None:
+        if not _STUDY_NAME.fullmatch(wanted):
+            raise UsageError(f"--study: letters, digits, - _ and . only, at most 120, got {wanted!r}")
+        return wanted
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", task.task_name).strip("-._")[:60] or "study"
+    return f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _about(
+    task: Task, engine: Engine, study: str, seed: int, version: str, source: str, searcher: StudySearcher
+) -> dict[str, Any]:
+    size = task.space.size
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tuner_version": __version__,
+        "study": study,
+        "task": task.model_dump(mode="json", exclude_unset=True),
+        "source": source,
+        "engine": engine.name,
+        "engine_version": version,
+        "simulated": engine.simulated,
+        "seed": seed,
+        "started_at": datetime.now(UTC).isoformat(),
+        "planned_trials": searcher.budget,
+        "space_size": None if size == float("inf") else int(size),
+    }
+
+
+def _require_gpus(task: Task, engine: Engine, resources: Resources) -> int:
+    """The fewest GPUs of a trial; NotEnoughGpus where no node could run a single one."""
+    fewest, _ = task.gpu_range(engine.gpus)
+    if fewest > resources.largest_node_gpus:
+        raise NotEnoughGpus(
+            f"every configuration needs at least {fewest} GPU(s) on one node; the largest node has "
+            f"{resources.largest_node_gpus:g} (--num-gpus {fewest} gives a local cluster logical ones)"
+        )
+    return fewest
+
+
+def _trials_at_once(resources: Resources, fewest_gpus: int) -> int:
+    by_gpus = resources.gpus // max(fewest_gpus, 1)
+    return max(1, int(min(by_gpus, resources.cpus // CPUS_PER_TRIAL)))
+
+
+def _refusal(engine: Engine, config: Config, resources: Resources) -> Failure | None:
+    """Why a configuration can never run here; None where it may."""
+    needed = engine.gpus(config)
+    if needed > resources.largest_node_gpus:
+        detail = f"needs {needed} GPUs on one node; the largest node has {resources.largest_node_gpus:g}"
+        return Failure(Stage.CHECK, Cause.NO_SUCH_GPUS, detail)
+    try:
+        engine.check(config)
+    except TrialFailed as refused:
+        return refused.failure
+    return None
+
+
+@contextmanager
+def _study_log(path: Path) -> Iterator[None]:
+    """Sends this package's study log to a file that `tail -f` can follow."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """`ray job stop` sends SIGTERM; Ray replaces handlers that were there before ray.init."""
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
