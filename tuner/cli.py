@@ -1,0 +1,352 @@
+"""The command `tuner`: reads the command line, calls the library, prints. The only module that prints.
+
+Exit codes: 0 done; 1 something broke; 2 what was asked for cannot be done (nothing was started);
+3 the study ended and no configuration met its SLOs; 4 it ended and no trial finished; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.errors import StudyError, TunerError, UsageError
+from tuner.results import ResultStore, StudyResults, data_home, default_root, studies
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.engines.base import Value
+    from tuner.evaluate import Report
+    from tuner.recorder import StudyProgress
+
+_results = click.option(
+    "--results",
+    metavar="DIR-or-URI",
+    help="Where studies are kept [default: $XDG_DATA_HOME/autotuner/results].",
+)
+_engine = click.option("--engine", metavar="NAME", help="The engine, in place of the task's base_runtime.")
+_task = click.argument("task_path", metavar="TASK", type=click.Path(path_type=Path))
+_study = click.argument("study", required=False)
+
+
+def _examples(text: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in text.splitlines())
+
+
+@click.group(
+    epilog=_examples("tuner check configs/quickstart.json\ntuner run configs/quickstart.json\ntuner report")
+)
+@click.version_option(package_name="inference-autotuner", prog_name="tuner")
+def cli() -> None:
+    """Finds the best flags of an LLM inference engine for a model, its GPUs and a latency promise."""
+
+
+@cli.command(
+    epilog=_examples(
+        "tuner run configs/quickstart.json\n"
+        "tuner run task.json --engine simulator --num-gpus 8 --seed 1\n"
+        "RAY_ADDRESS=auto tuner run task.yaml --results s3://bucket/studies"
+    )
+)
+@_task
+@_engine
+@click.option("--num-gpus", type=click.IntRange(min=1), help="GPUs, real or logical, of a local Ray cluster.")
+@_results
+@click.option("--study", metavar="NAME", help="The new study's name [default: task name and time].")
+@click.option("--max-concurrent", type=click.IntRange(min=1), help="Trials at once [default: all that fit].")
+@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="In place of the task's seed.")
+def run(
+    task_path: Path,
+    engine: str | None,
+    num_gpus: int | None,
+    results: str | None,
+    study: str | None,
+    max_concurrent: int | None,
+    seed: int | None,
+) -> None:
+    """Searches the space of TASK and reports the best configuration.
+
+    Ends with exit code 3 where no configuration met the SLOs, 4 where no trial finished, 130 after
+    Ctrl-C (everything that was finished is kept).
+    """
+    from tuner.task import load_task
+
+    task = load_task(task_path)
+    console = _console()
+    with _Watching(console, f"Tuning {task.task_name}") as watching:
+        from tuner.study import run_study
+
+        outcome = run_study(
+            task,
+            engine=engine,
+            num_gpus=num_gpus,
+            results=results,
+            study=study,
+            max_concurrent=max_concurrent,
+            seed=seed,
+            source=str(task_path),
+            watch=watching.show,
+        )
+    if outcome.interrupted:
+        console.print(f"[bold]Interrupted[/bold]; {len(outcome.results.trials)} trials are kept.")
+    if len(outcome.results.trials):
+        _show_report(
+            console, outcome.results, ResultStore(results or default_root(), outcome.results.about["study"])
+        )
+    console.print(
+        f"\nResults  {outcome.location}\nLog      {outcome.log_path}", soft_wrap=True, highlight=False
+    )
+    sys.exit(outcome.exit_code)
+
+
+@cli.command(epilog=_examples("tuner check configs/quickstart.json\ntuner check task.json --engine sglang"))
+@_task
+@_engine
+def check(task_path: Path, engine: str | None) -> None:
+    """Says what TASK would cost, and every problem in it (exit code 2 where there is one)."""
+    from tuner.check import check_task
+
+    for line in check_task(task_path, engine):
+        click.echo(line)
+
+
+@cli.command(
+    epilog=_examples(
+        "tuner trial configs/quickstart.json --set tp-size=2 --set schedule-policy=lpm\n"
+        "tuner trial task.json          (the engine's defaults)"
+    )
+)
+@_task
+@_engine
+@click.option("--set", "flags", multiple=True, metavar="FLAG=VALUE", help="A flag of the engine; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the trial's row as JSON instead.")
+def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: bool) -> None:
+    """Runs one configuration of TASK in the foreground, without Ray."""
+    from tuner.engines import make_engine
+    from tuner.evaluate import evaluate
+    from tuner.load import LOAD_GENERATORS
+    from tuner.rows import TrialInfo, this_node, trial_row
+    from tuner.task import load_task
+
+    task = load_task(task_path)
+    config = dict(_flag_value(flag) for flag in flags)
+    adapter = make_engine(task, engine)
+    version = adapter.version()
+    began, clock = datetime.now(UTC), time.monotonic()
+    log_path = data_home() / "logs" / f"trial-{began:%Y%m%d-%H%M%S-%f}.log"
+    if not as_json:
+        click.echo(f"{adapter.name} {version}{' (SIMULATED)' if adapter.simulated else ''}, log: {log_path}")
+    reports = evaluate(
+        task,
+        config,
+        engine=adapter,
+        load=LOAD_GENERATORS[task.benchmark.tool],
+        seed=task.optimization.seed or 0,
+        gpu_ids=[],
+        log_path=log_path,
+    )
+    with closing(reports):  # type: ignore[type-var]  # evaluate is a generator
+        for report in reports:
+            if not as_json:
+                click.echo(_step_text(report))
+    info = TrialInfo(
+        number=0,
+        kind="search" if config else "baseline",
+        config=config,
+        gpu_ids=[],
+        started_at=began,
+        duration_s=time.monotonic() - clock,
+        node=this_node(),
+        log_path=str(log_path),
+    )
+    row = trial_row(task, adapter, info, report)
+    if as_json:
+        click.echo(json.dumps(row, indent=2, default=str))
+    elif report.failure is None:
+        click.echo(
+            f"{task.objective.name}: {report.score.objective:.6g} {task.objective.unit}, score {report.score.score:.6g}"
+        )
+    sys.exit(4 if report.failure else 0)
+
+
+@cli.command(epilog=_examples("tuner report\ntuner report quickstart-20260101-120000 --html report.html"))
+@_study
+@_results
+@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write the page here as well.")
+def report(study: str | None, results: str | None, html_path: Path | None) -> None:
+    """Reports on STUDY (default: the newest), here and as one self-contained HTML file."""
+    store = _store(study, results)
+    found = store.read()
+    _show_report(_console(), found, store)
+    if html_path:
+        from tuner.report import html
+
+        html_path.write_text(html(found, _launch_text(found)), encoding="utf-8")
+    for skipped in found.skipped:
+        click.echo(f"skipped: {skipped}", err=True)
+
+
+@cli.command(epilog=_examples("tuner export\ntuner export my-study --format kubernetes > engine.yaml"))
+@_study
+@_results
+@click.option(
+    "--format", "form", type=click.Choice(["shell", "docker", "kubernetes", "json"]), default="shell"
+)
+def export(study: str | None, results: str | None, form: str) -> None:
+    """Prints how to launch the best configuration of STUDY (default: the newest)."""
+    from tuner.export import FORMATS
+
+    click.echo(FORMATS[form](_deployment(_store(study, results).read())), nl=False)
+
+
+@cli.command("studies", epilog=_examples("tuner studies\ntuner studies --results s3://bucket/studies"))
+@_results
+def list_studies(results: str | None) -> None:
+    """Lists the studies that are kept, the newest first."""
+    for name in studies(results or default_root()):
+        click.echo(name)
+
+
+@cli.command()
+def schema() -> None:
+    """Prints the JSON schema of task files."""
+    from tuner.task import task_schema
+
+    click.echo(task_schema(), nl=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; errors that this package knows become one message and their exit code."""
+    try:
+        cli.main(arguments, prog_name="tuner", standalone_mode=True)
+    except TunerError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+class _Watching:
+    """Shows a study's progress: a live display on a terminal, a line for each trial elsewhere."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.live import Live
+
+        from tuner.live import LiveStudy
+
+        self._console = console
+        self._study = LiveStudy(title)
+        self._live = Live(self._study, console=console, refresh_per_second=4, transient=True)
+        self._lines = not console.is_terminal
+
+    def __enter__(self) -> _Watching:
+        if self._lines:
+            self._console.print(self._study.title)
+        else:
+            self._live.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if not self._lines:
+            self._live.stop()
+
+    def show(self, progress: StudyProgress) -> None:
+        """Takes the newest progress."""
+        from tuner.live import progress_line
+
+        ended = progress.last is not None and progress.last != getattr(self._study.progress, "last", None)
+        self._study.progress = progress
+        if self._lines and ended:
+            self._console.print(progress_line(progress), soft_wrap=True, highlight=False, markup=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _show_report(console: Console, found: StudyResults, store: ResultStore) -> None:
+    from tuner.report import html, terminal
+
+    launch = _launch_text(found)
+    console.print(terminal(found, launch))
+    page = store.write_file("report.html", html(found, launch).encode())
+    console.print(f"\nReport   {page}", soft_wrap=True, highlight=False)
+
+
+def _store(study: str | None, results: str | None) -> ResultStore:
+    root = results or default_root()
+    if study is None:
+        kept = studies(root)
+        if not kept:
+            raise StudyError(f"no study is kept in {root}; `tuner run TASK` makes one")
+        study = kept[0]
+    return ResultStore(root, study)
+
+
+def _launch_text(found: StudyResults) -> str | None:
+    from tuner.analysis import summary
+    from tuner.export import shell
+
+    return None if summary(found).best is None else shell(_deployment(found)).strip()
+
+
+def _deployment(found: StudyResults) -> Any:
+    from tuner.analysis import summary
+    from tuner.export import Deployment
+
+    best = summary(found).best
+    if best is None:
+        raise StudyError(f"study {found.about['study']} has no configuration that finished")
+    task = found.about["task"]
+    note = "Found on the SIMULATOR: measure it on the real hardware before you rely on it."
+    return Deployment(
+        argv=json.loads(best["command"]),
+        flags={**task.get("engine", {}).get("args", {}), **best["config"]},
+        gpus=int(best["gpus"]),
+        name=found.about["study"],
+        image=f"lmsysorg/sglang:{task.get('runtime_image_tag') or 'latest'}",
+        namespace=task.get("model", {}).get("namespace", ""),
+        env=task.get("engine", {}).get("env", {}),
+        note=note if found.about["simulated"] else "",
+    )
+
+
+def _flag_value(text: str) -> tuple[str, Value]:
+    """`tp-size=2` as a flag and its value: JSON where it is JSON, else the text itself."""
+    flag, equals, value = text.partition("=")
+    if not equals or not flag:
+        raise UsageError(f"--set: must be FLAG=VALUE, got {text!r}")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = value
+    if isinstance(parsed, dict | list) or (isinstance(parsed, float) and not math.isfinite(parsed)):
+        raise UsageError(f"--set {flag}: must be a number, a string or a boolean, got {value!r}")
+    return flag.lstrip("-"), parsed
+
+
+def _step_text(report: Report) -> str:
+    if report.failure:
+        failure = report.failure
+        return f"failed ({failure.stage}): {failure.cause}: {failure.detail}\n{failure.evidence}".rstrip()
+    assert report.step is not None
+    metrics, level = report.step.metrics, report.step.level
+    parts = [f"{level.scenario} at {level.concurrency}:"]
+    for name in ("latency", "ttft", "tpot"):
+        values = getattr(metrics, name)
+        if values is not None:
+            parts.append(f"{name} mean {values.mean * 1e3:.1f} ms, p99 {values.p99 * 1e3:.1f} ms;")
+    parts.append(f"{metrics.output_tok_s:,.0f} output tok/s, {metrics.requests_ok} requests")
+    return " ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A running study as a terminal shows it. Draws only; `cli` prints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from tuner.recorder import StudyProgress
+from tuner.report.words import Unit, config_text, duration, seconds
+
+_BAR_WIDTH = 40
+
+
+class LiveStudy:
+    """A rich renderable of a study's newest `progress`; None before the cluster is up."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.progress: StudyProgress | None = None
+        self._spinner = Spinner("dots", "starting Ray")
+
+    def __rich__(self) -> RenderableType:
+        if self.progress is None:
+            return Group(Text(self.title, style="bold"), self._spinner)
+        progress = self.progress
+        ended = progress.finished + progress.failed
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(progress.planned, ended, width=_BAR_WIDTH),
+            f"{ended} of {progress.planned} trials",
+            _time_left(progress),
+        )
+        counts = Text(f"{progress.running} running   {progress.finished} finished   ")
+        counts.append(f"{progress.failed} failed", style="red" if progress.failed else "")
+        lines = [Text(self.title, style="bold"), bar, counts]
+        if progress.best is not None:
+            lines.append(Text.assemble("best so far: ", (trial_text(progress.best), "green")))
+        return Group(*lines)
+
+
+def _time_left(progress: StudyProgress) -> str:
+    left = progress.remaining_s
+    return "" if left is None else f"about {duration(left)} left"
+
+
+def trial_text(row: dict[str, Any]) -> str:
+    """One line on a trial that has ended: its score, or why it failed, and its configuration."""
+    where = f"trial {row['trial']}: {config_text(json.loads(row['config']))}"
+    if row["failure_cause"]:
+        return f"{row['failure_cause']}  {where}"
+    return f"{_score(row)}  {where}"
+
+
+def _score(row: dict[str, Any]) -> str:
+    unit = seconds(row["score"]) if row["objective_unit"] == "s" else Unit(row["objective_unit"], 1.0)
+    return unit.amount(row["score"])
+
+
+def progress_line(progress: StudyProgress) -> str:
+    """A line for logs: how far the study is, and its newest trial."""
+    assert progress.last is not None
+    ended = progress.finished + progress.failed
+    new = "  NEW BEST" if progress.best is progress.last else ""
+    return f"[{ended}/{progress.planned}] {trial_text(progress.last)}{new}"
