@@ -27,6 +27,7 @@ class Cause(StrEnum):
     """Why a trial stopped."""
 
     INVALID_FLAGS = "invalid flags"
+    NO_SUCH_GPUS = "no such GPUs"
     MODEL_NOT_FOUND = "model not found"
     OUT_OF_MEMORY = "out of memory"
     CRASH = "crash"

@@ -67,8 +67,8 @@ class Engine(Protocol):
         """Raises TrialFailed (stage CHECK) for what is known to be impossible before a GPU is held."""
         ...
 
-    def command(self, config: Config, *, host: str, port: int) -> list[str]:
-        """The argv that launches this configuration; `tuner export` prints it."""
+    def launch_command(self, config: Config) -> list[str]:
+        """The argv with which a user serves this configuration for good, on port 30000 of every address."""
         ...
 
     def launch(

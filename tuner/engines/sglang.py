@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.engines.base import Config, RunningEngine, ServerInfo
-from tuner.engines.server import Sign, call, launched
+from tuner.engines.server import HOST, Sign, call, launched
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause
 from tuner.task import Task
@@ -77,11 +77,15 @@ class SGLangEngine:
     def check(self, config: Config) -> None:
         """SGLang itself says what is wrong, when it starts."""
 
-    def command(self, config: Config, *, host: str, port: int) -> list[str]:
+    def launch_command(self, config: Config) -> list[str]:
+        flags = {**self.task.engine.args, **config}
+        return self._argv("python", self.module, flags, "0.0.0.0", 30000)  # noqa: S104  of the user's deployment
+
+    def _argv(self, python: str, module: str, flags: Config, host: str, port: int) -> list[str]:
         return [
-            *(self.python, "-m", self.module, "--model-path", self.task.model.id_or_path),
+            *(python, "-m", module, "--model-path", self.task.model.id_or_path),
             *("--served-model-name", self.task.served_model_name, "--host", host, "--port", str(port)),
-            *flag_arguments({**self.task.engine.args, **config}),
+            *flag_arguments(flags),
         ]
 
     @contextmanager
@@ -89,7 +93,7 @@ class SGLangEngine:
         self, config: Config, *, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
     ) -> Iterator[RunningEngine]:
         def argv(port: int) -> list[str]:
-            return self.command(config, host="127.0.0.1", port=port)
+            return self._argv(self.python, self.module, {**self.task.engine.args, **config}, HOST, port)
 
         env = {**os.environ, **self.task.engine.env}
         if gpu_ids:

@@ -6,7 +6,7 @@ give: its `space`, `objective`, `slo_terms` and `levels()`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -222,6 +222,13 @@ class Task(Section):
             for scenario in load.traffic_scenarios
             for concurrency in load.num_concurrency
         )
+
+    def gpu_range(self, gpus: Callable[[Mapping[str, Any]], int]) -> tuple[int, int]:
+        """The fewest and the most GPUs of a configuration, by the engine's own count `gpus(config)`."""
+        counts = {flag: self.space.domains[flag].values() for flag in GPU_FLAGS if flag in self.parameters}
+        ordered = {flag: sorted(map(int, map(str, values or ()))) for flag, values in counts.items()}
+        fewest = gpus({flag: values[0] for flag, values in ordered.items()})
+        return fewest, gpus({flag: values[-1] for flag, values in ordered.items()})
 
     def cross_problems(self) -> list[tuple[str, str]]:
         """(path, message) of what only the task as a whole shows to be wrong."""
