@@ -1,0 +1,52 @@
+# `make demo` and `make test` set up what they need: a virtual environment from the pinned lock files.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+
+.PHONY: help demo test fast lint schema lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+demo: $(VENV)/.installed  ## the main job: a study on the embedded simulator, about two minutes
+	@$(BIN)/tuner run configs/quickstart.json --num-gpus 8
+
+test: $(VENV)/.installed-dev  ## every test that this machine can run
+	@$(BIN)/python -m pytest
+
+fast: $(VENV)/.installed-dev  ## the tests that need no Ray and take no time
+	@$(BIN)/python -m pytest -m "not ray and not slow"
+
+lint: $(VENV)/.installed-dev  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+schema: $(VENV)/.installed  ## the JSON schema of task files, from the models
+	@$(BIN)/tuner schema > tuner/task/task.schema.json
+
+lock: $(VENV)/.installed-dev  ## pin the newest versions that pyproject.toml allows
+	@$(PIP) uv
+	@$(BIN)/uv pip compile -q --upgrade $(LOCK_FLAGS) pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile -q --upgrade $(LOCK_FLAGS) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
+
+LOCK_FLAGS := --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) (about a minute, once) ..."
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	@$(PIP) -r requirements-dev.lock
+	@touch $@
