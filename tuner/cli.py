@@ -171,9 +171,8 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
     if as_json:
         click.echo(json.dumps(row, indent=2, default=str))
     elif report.failure is None:
-        click.echo(
-            f"{task.objective.name}: {report.score.objective:.6g} {task.objective.unit}, score {report.score.score:.6g}"
-        )
+        value, penalised = report.score.objective, report.score.score
+        click.echo(f"{task.objective.name}: {value:.6g} {task.objective.unit}, score {penalised:.6g}")
     sys.exit(4 if report.failure else 0)
 
 

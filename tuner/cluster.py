@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -92,6 +93,7 @@ def _start_local(folder: str, num_gpus: int | None) -> None:
 
 
 def _resources() -> Resources:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in every if node["Alive"]]
     gpus = [node.get("GPU", 0.0) for node in nodes]
     return Resources(sum(gpus), max(gpus, default=0.0), sum(node.get("CPU", 0.0) for node in nodes))

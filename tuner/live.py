@@ -38,7 +38,7 @@ class LiveStudy:
         )
         counts = Text(f"{progress.running} running   {progress.finished} finished   ")
         counts.append(f"{progress.failed} failed", style="red" if progress.failed else "")
-        lines = [Text(self.title, style="bold"), bar, counts]
+        lines: list[RenderableType] = [Text(self.title, style="bold"), bar, counts]
         if progress.best is not None:
             lines.append(Text.assemble("best so far: ", (trial_text(progress.best), "green")))
         return Group(*lines)

@@ -48,7 +48,7 @@ class StudyProgress:
         return self.elapsed_s / ended * max(self.planned - ended, 0) if ended else None
 
 
-class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
+class Recorder(tune.Callback):
     """Records the trials of one study as they end."""
 
     def __init__(
@@ -129,14 +129,15 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
         )
         score = failed_score(self._task, [step.metrics for step in steps], failure)
         config = trial.config
+        began = trial.run_metadata.start_time or time.time()
         self._record(
             TrialInfo(
                 number=config["number"],
                 kind=config["kind"],
                 config=config["flags"],
                 gpu_ids=[],
-                started_at=datetime.fromtimestamp(trial.start_time or time.time(), UTC),
-                duration_s=time.time() - (trial.start_time or time.time()),
+                started_at=datetime.fromtimestamp(began, UTC),
+                duration_s=time.time() - began,
                 node=this_node(),
                 log_path="",
             ),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
@@ -55,7 +55,7 @@ class _Pending:
     inner_ids: list[str] = field(default_factory=list)
 
 
-class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
+class StudySearcher(Searcher):
     """The searcher that a study gives to Tune. `budget` counts the trials that are run.
 
     `gpus(config)` is what a configuration needs, `total_gpus` what the cluster has.
@@ -94,13 +94,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         """
         self._refuse, self._on_refused = refuse, on_refused
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
         if self._launched >= self.budget:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         self._held = self._held or self._next()
         if self._held is None:
-            return None if self._pending else str(Searcher.FINISHED)
+            return None if self._pending else Searcher.FINISHED
         in_use = sum(pending.gpus for pending in self._pending.values())
         if in_use and in_use + self._held.gpus > self._total_gpus:
             return None
@@ -142,7 +142,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         for _ in range(_ASKED_IN_A_ROW):
             self._asked += 1
             inner_id = f"ask-{self._asked}"
-            point = self._inner.suggest(inner_id)
+            point: Any = self._inner.suggest(inner_id)
             if point is None or point == Searcher.FINISHED:
                 return None
             found = self._take(self._encoding.decode(point), inner_id)
@@ -197,7 +197,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._inner.on_trial_complete(inner_id, {METRIC: loss})
 
 
-class GridSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
+class GridSearcher(Searcher):
     """Every configuration once, in a shuffled order, so that an early stop has still seen all corners."""
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
@@ -206,9 +206,9 @@ class GridSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         random.Random(seed).shuffle(configs)  # noqa: S311  a reproducible order, no secret
         self._configs: Iterator[Config] = iter(configs)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next configuration, or FINISHED."""
-        return next(self._configs, str(Searcher.FINISHED))
+        return next(self._configs, Searcher.FINISHED)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -235,6 +235,7 @@ def make_searcher(task: Task, *, seed: int, **limits: Any) -> StudySearcher:
         )
     else:
         encoding = tpe_space
+        sampler: BaseSampler
         if options.strategy == "random":
             sampler = RandomSampler(seed=seed)
         else:

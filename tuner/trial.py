@@ -42,7 +42,7 @@ def engine_log(study: str, number: int) -> Path:
     return data_home() / "logs" / study / f"trial-{number:05d}.log"
 
 
-class EngineTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
+class EngineTrial(tune.Trainable):
     """Runs one configuration; its config is `{"number", "kind", "flags"}` (see `search.Suggestion`)."""
 
     def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:

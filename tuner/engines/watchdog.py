@@ -100,7 +100,10 @@ def main(grace_s: float, status_fd: int, argv: list[str]) -> None:
     os.set_inheritable(status_fd, False)
     try:
         command = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+            argv,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=in_child,  # noqa: PLW1509  one thread
         )
     except OSError as error:
         say(f"error {error}")

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
-_LIMIT = 2**53  # integers beyond are not exact in JSON, nor as floats
+LIMIT = 2**53  # integers beyond are not exact in JSON, nor as floats
 
 
 def refuse(message: str) -> PydanticCustomError:
@@ -21,19 +23,41 @@ def refuse(message: str) -> PydanticCustomError:
     return PydanticCustomError("task", "{message}", {"message": message})
 
 
+class _Short(reprlib.Repr):
+    """`repr` that never walks the whole of a huge value, such as YAML's aliases make of a small file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**50 else f"an integer of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
+
+
 def shown(value: Any) -> str:
     """`value` as a message quotes it: short, on one line."""
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def key_path(path: str, key: str | int) -> str:
+    """The place of a key or an index below `path`, on one line whatever the key."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    name = key if key.isprintable() and len(key) <= 100 else shown(key)
+    return f"{path}.{name}" if path else name
 
 
 def plain_value(value: Any) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise refuse(f"must be a finite number, got {shown(value)}")
-        if abs(value) > _LIMIT:
+        if abs(value) > LIMIT:
             raise refuse(f"must be within ±2^53, got {shown(value)}")
         return value
     raise refuse(f"must be a number, a string, a boolean or null, got {shown(value)}")
@@ -53,13 +77,28 @@ def _text(value: str) -> str:
     return value
 
 
+def _prose(value: str) -> str:
+    _text("".join(value.split()))
+    return value
+
+
+def _variable(name: str) -> str:
+    if not _VARIABLE.fullmatch(name):
+        raise refuse(
+            f"must be the name of an environment variable (letters, digits, _), got {shown(name)}"
+        )
+    return name
+
+
 Value = Annotated[
     Any, PlainValidator(plain_value), WithJsonSchema({"type": ["number", "string", "boolean", "null"]})
 ]
 FlagName = Annotated[str, AfterValidator(_flag)]
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_text)]
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-_LIMIT, le=_LIMIT)]
-Whole = Annotated[int, Field(ge=-_LIMIT, le=_LIMIT)]
+Prose = Annotated[str, Field(max_length=10_000), AfterValidator(_prose)]
+VariableName = Annotated[str, AfterValidator(_variable)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-LIMIT, le=LIMIT)]
+Whole = Annotated[int, Field(ge=-LIMIT, le=LIMIT)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 
 

@@ -6,18 +6,20 @@ Every problem in a file is reported at once, with its path, the value that is th
 from __future__ import annotations
 
 import json
-from collections import Counter
+import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import json5
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
 
 from tuner.errors import Problem, TaskError
-from tuner.task.fields import shown
+from tuner.task.fields import key_path, shown
 from tuner.task.model import Task
 from tuner.task.problems import problems_of
 
@@ -30,9 +32,11 @@ def load_task(path: str | Path) -> Task:
     """The task that the file at `path` describes; TaskError with every problem in it otherwise."""
     path = Path(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TaskError(str(path), [Problem("", f"cannot be read: {error.strerror or error}")]) from error
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise TaskError(str(path), [Problem("", f"cannot be read: {reason}")]) from error
     data = _parse(content, str(path), yaml=path.suffix.lower() in {".yaml", ".yml"})
     if isinstance(data, dict):
         data.setdefault("task_name", path.stem)
@@ -65,41 +69,69 @@ def _refuse(source: str, problems: list[Problem]) -> None:
 
 def _parse(content: bytes, source: str, *, yaml: bool) -> Any:
     if len(content) > MAX_BYTES:
-        _refuse(source, [Problem("", f"is {len(content):,} bytes long", f"at most {MAX_BYTES:,} are read")])
+        _refuse(source, [Problem("", f"is too long: more than {MAX_BYTES:,} bytes")])
     try:
         text = content.decode("utf-8-sig")
-        return _read_yaml(text) if yaml else _read_json(text, source)
+        if not text.strip():
+            _refuse(source, [Problem("", "is empty", "{} is a task with nothing but defaults")])
+        return _read_yaml(text) if yaml else _read_json(text)
     except UnicodeDecodeError as error:
         place = f"byte {error.start} is {content[error.start : error.start + 1]!r}"
         problem = Problem("", f"is not UTF-8 text: {place}", "save it as UTF-8")
     except RecursionError:
         problem = Problem("", f"is nested more than {_MAX_DEPTH} levels deep")
     except (ValueError, YAMLError) as error:
-        reason = " ".join(
-            str(error).replace("<string>:", "line ").replace("<unicode string>", "file").split()
-        )
-        problem = Problem("", f"is not {'YAML' if yaml else 'JSON'}: {reason}")
+        problem = Problem("", f"is not {'YAML' if yaml else 'JSON'}: {_reason(error)}")
     raise TaskError(source, [problem])
 
 
+class _Constructor(SafeConstructor):
+    """Plain data only, without YAML 1.1's merge keys: a few nested ones make millions of pairs."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
+
+
 def _read_yaml(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReusedAnchorWarning)
+        try:
+            return yaml.load(text)
+        except (YAMLError, ValueError, RecursionError):
+            raise
+        except Exception as error:  # ruamel lets TypeError, KeyError, AttributeError ... of odd tags through
+            raise ValueError(str(error)) from error
 
 
-def _read_json(text: str, source: str) -> Any:
-    duplicates: list[Problem] = []
+@dataclass(frozen=True)
+class _Repeated:
+    """Stands for the value of a key that an object has more than once."""
 
-    def unique(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        pairs = list(items)
-        for key, count in Counter(key for key, _ in pairs).items():
-            if count > 1:
-                values = ", ".join(shown(value) for name, value in pairs if name == key)
-                duplicates.append(Problem(key, f"stands {count} times in the same object, with {values}"))
-        return dict(pairs)
+    values: list[Any]
 
-    data = json5.loads(text, object_pairs_hook=unique)
-    _refuse(source, duplicates)
-    return data
+
+def _read_json(text: str) -> Any:
+    def collected(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, list[Any]] = {}
+        for key, value in items:
+            found.setdefault(key, []).append(value)
+        return {key: values[0] if len(values) == 1 else _Repeated(values) for key, values in found.items()}
+
+    return json5.loads(text, object_pairs_hook=collected)
+
+
+def _reason(error: Exception) -> str:
+    """Why a parser gave up, in one line with the place."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        said = str(getattr(error, "problem", None) or getattr(error, "context", ""))
+        return f"line {mark.line + 1}, column {mark.column + 1}: {said.partition(' with value')[0]}"
+    text = str(error).replace("<string>:", "line ").partition("; use sys.")[0]
+    return " ".join(text.partition(' in "<unicode string>"')[0].split())
 
 
 def _shape_problems(data: Any) -> list[Problem]:
@@ -120,13 +152,23 @@ def _shape_problems(data: Any) -> list[Problem]:
             for key, value in node.items():
                 if not isinstance(key, str):
                     problems.append(Problem(path, f"has the key {shown(key)}", "keys must be text; quote it"))
+                elif _half_pair(key):
+                    problems.append(Problem(path, f"has the key {shown(key)}, half a surrogate pair"))
                 else:
-                    stack.append((f"{path}.{key}".lstrip("."), value, depth + 1))
+                    stack.append((key_path(path, key), value, depth + 1))
         elif isinstance(node, list):
-            stack.extend((f"{path}[{i}]", value, depth + 1) for i, value in enumerate(node))
+            stack.extend((key_path(path, i), value, depth + 1) for i, value in enumerate(node))
+        elif isinstance(node, _Repeated):
+            values = ", ".join(map(shown, node.values))
+            said = f"stands {len(node.values)} times in the same object, with {values}"
+            problems.append(Problem(path, said))
         elif isinstance(node, str):
-            if any(0xD800 <= ord(character) <= 0xDFFF for character in node):
+            if _half_pair(node):
                 problems.append(Problem(path, f"holds half a surrogate pair, got {shown(node)}"))
         elif not isinstance(node, bool | int | float | None):
             problems.append(Problem(path, f"must be plain JSON data, got {shown(node)}", "quote it"))
-    return problems
+    return problems[::-1]  # the stack went through the file backwards
+
+
+def _half_pair(text: str) -> bool:
+    return any(0xD800 <= ord(character) <= 0xDFFF for character in text)

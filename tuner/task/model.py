@@ -6,15 +6,17 @@ give: its `space`, `objective`, `slo_terms` and `levels()`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tuner import objective as scoring
 from tuner import space as spaces
-from tuner.task.fields import FlagName, Seconds, Section, Text, Value, refuse, shown
+from tuner.registry import unknown_engine
+from tuner.task.fields import FlagName, Prose, Seconds, Section, Text, Value, VariableName, refuse, shown
 from tuner.task.parameters import CategoricalSpec, ConstraintSpec, IntegerSpec, Parameter
 from tuner.workload import LoadLevel, parse_scenario
 
@@ -27,6 +29,7 @@ DEFAULT_PARAMETERS: dict[str, Any] = {
     "chunked-prefill-size": [512, 1024, 2048, 4096],
 }
 GPU_FLAGS = ("tp-size", "pp-size", "dp-size", "tensor-parallel-size", "pipeline-parallel-size")
+_MOST_GPUS = 4096  # that one flag may ask for
 
 
 class Model(Section):
@@ -41,7 +44,7 @@ class EngineOptions(Section):
 
     python: Text | None = Field(None, description="Interpreter that has the engine; default: this one.")
     args: dict[FlagName, Value] = Field({}, description="Fixed flags, the same in every trial.")
-    env: dict[Text, Text] = Field({}, description="Environment variables of the engine's process.")
+    env: dict[VariableName, Text] = Field({}, description="Environment variables of the engine's process.")
     start_timeout: Seconds = Field(300.0, description="Seconds until the first token must be served.")
 
 
@@ -90,30 +93,32 @@ class SloStatistics(Section):
     p99: SloTermSpec | None = None
 
 
-def _mean_by_default(value: Any) -> Any:
-    return {"mean": value} if isinstance(value, Mapping) and "threshold" in value else value
+def _promise_kind(value: Any) -> str:
+    alone = isinstance(value, SloTermSpec) or (isinstance(value, Mapping) and "threshold" in value)
+    return "<term>" if alone else "<statistics>"
+
+
+# `{"threshold": 1}` alone is a promise on the mean.
+_Promises = Annotated[
+    Annotated[SloStatistics, Tag("<statistics>")] | Annotated[SloTermSpec, Tag("<term>")],
+    Discriminator(_promise_kind),
+]
 
 
 class SloSpec(Section):
     """Promises on latency (end to end), time to first token and time per output token."""
 
-    latency: SloStatistics = SloStatistics()
-    ttft: SloStatistics = SloStatistics()
-    tpot: SloStatistics = SloStatistics()
+    latency: _Promises = SloStatistics()
+    ttft: _Promises = SloStatistics()
+    tpot: _Promises = SloStatistics()
     steepness: float = Field(0.1, ge=1e-3, le=1e3, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _threshold_alone_is_of_the_mean(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        return {key: _mean_by_default(value) for key, value in data.items()}
 
     def terms(self) -> scoring.Slo:
         """The promises as `objective` judges them."""
         found = []
         for latency in ("latency", "ttft", "tpot"):
-            for statistic, term in getattr(self, latency):
+            promises = getattr(self, latency)
+            for statistic, term in [("mean", promises)] if isinstance(promises, SloTermSpec) else promises:
                 if term is not None:
                     options = (term.weight, term.hard_fail, term.fail_ratio)
                     found.append(scoring.SloTerm(latency, statistic, term.threshold, *options))
@@ -131,6 +136,10 @@ def _body_params(params: dict[str, Any]) -> dict[str, Any]:
     for key in ("stream", "stream_options", "prompt", "messages", "model", "n"):
         if key in params:
             raise refuse(f"{key} is set by the load generator and cannot be changed")
+    try:
+        json.dumps(params, allow_nan=False)
+    except ValueError as error:
+        raise refuse(f"must hold finite numbers of a few digits, got {shown(params)}") from error
     return params
 
 
@@ -159,13 +168,22 @@ class Benchmark(Section):
     )
 
 
+def _engine(name: str) -> str:
+    if problem := unknown_engine(name):
+        raise refuse(problem)
+    return name
+
+
+EngineName = Annotated[Text, AfterValidator(_engine)]
+
+
 class Task(Section):
     """A whole task file."""
 
     task_name: Text = ""
-    description: Annotated[str, Field(max_length=10_000)] = ""
+    description: Prose = ""
     model: Model = Field(description="give model.id_or_path, a hub id or a local folder")
-    base_runtime: Text = Field("simulator", min_length=1, description="The engine.")
+    base_runtime: EngineName = Field("simulator", description="The engine.")
     runtime_image_tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")] | None = Field(
         None, description="Tag of the engine's container image, for exported commands."
     )
@@ -245,8 +263,8 @@ class Task(Section):
                         found.append((path, f"is not one of the parameters{hint}"))
         for flag in GPU_FLAGS:
             for path, value in self._values_of(flag):
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    found.append((path, f"must be an integer >= 1, got {shown(value)}"))
+                if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS:
+                    found.append((path, f"must be an integer from 1 to {_MOST_GPUS}, got {shown(value)}"))
         if self.optimization.enumerates and not self.space.enumerable():
             found.append(("optimization.strategy", "grid_search needs a step on every continuous parameter"))
         elif self.constraints and self.space.size <= 10**6 and next(self.space.grid(), None) is None:
@@ -262,5 +280,5 @@ class Task(Section):
         if isinstance(spec, CategoricalSpec):
             return [(f"parameters.{flag}.values[{i}]", value) for i, value in enumerate(spec.values)]
         if isinstance(spec, IntegerSpec):
-            return [(f"parameters.{flag}.low", spec.low)]
-        return [] if spec is None else [(f"parameters.{flag}", f"a {spec.type}")]
+            return [(f"parameters.{flag}.low", spec.low), (f"parameters.{flag}.high", spec.high)]
+        return [] if spec is None else [(f"parameters.{flag}.type", spec.type)]

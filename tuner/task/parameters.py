@@ -17,20 +17,22 @@ from pydantic import (
 )
 
 from tuner import space as spaces
-from tuner.task.fields import FlagName, Number, Section, Value, Whole, plain_value, refuse, shown
+from tuner.task.fields import LIMIT, FlagName, Number, Section, Value, Whole, plain_value, refuse, shown
 
 
 def _choices(values: list[Any]) -> list[Any]:
     if not values:
         raise refuse("must not be empty")
-    keys = [(isinstance(value, bool), value) for value in values]
-    for index, key in enumerate(keys):
-        if key in keys[:index]:
-            raise refuse(f"holds {shown(values[index])} twice")
+    seen = set()
+    for value in values:
+        key = (isinstance(value, bool), value)
+        if key in seen:
+            raise refuse(f"holds {shown(value)} twice")
+        seen.add(key)
     return values
 
 
-Choices = Annotated[list[Value], AfterValidator(_choices), Field(max_length=10_000)]
+Choices = Annotated[list[Value], Field(max_length=10_000), AfterValidator(_choices)]
 
 
 class CategoricalSpec(Section):
@@ -62,6 +64,9 @@ class _RangeSpec(Section):
             raise refuse(f"low must not exceed high, got low {shown(low)} and high {shown(high)}")
         if self.log and low <= 0:
             raise refuse(f"log needs low > 0, got low {shown(low)}")
+        step = getattr(self, "step", None)
+        if step and (high - low) / step > LIMIT:
+            raise refuse(f"step is too small for the range, got {shown(step)}")
         return self
 
 
@@ -71,7 +76,7 @@ class IntegerSpec(_RangeSpec):
     type: Literal["integer"]
     low: Whole
     high: Whole
-    step: Whole = Field(1, ge=1)
+    step: int = Field(1, ge=1, le=LIMIT)
 
     def domain(self) -> spaces.Domain:
         return spaces.Integer(self.low, self.high, self.step, self.log)
@@ -96,7 +101,6 @@ _SPECS = {
     "float": "float",
     "continuous": "float",
 }
-UNION_TAGS = frozenset({"<list>", *(f"<{tag}>" for tag in _SPECS.values())})
 
 
 def _of_known_kind(spec: Any) -> Any:
@@ -128,10 +132,22 @@ class Range(Section):
     low: Number | None = None
     high: Number | None = None
 
+    @model_validator(mode="after")
+    def _bounded(self) -> Range:
+        if self.low is None and self.high is None:
+            raise refuse("must have low or high, or both")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise refuse(
+                f"low must not exceed high, got low {shown(self.low)} and high {shown(self.high)}"
+            )
+        return self
+
 
 def _condition(value: Any) -> Any:
     if isinstance(value, Mapping):
         return Range.model_validate(value)
+    if value == []:
+        raise refuse("must not be an empty list")
     return [plain_value(v) for v in value] if isinstance(value, list) else [plain_value(value)]
 
 

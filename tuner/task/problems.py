@@ -6,12 +6,11 @@ import re
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from tuner.errors import Problem
-from tuner.task.fields import shown
+from tuner.task.fields import key_path, shown
 from tuner.task.model import Task
-from tuner.task.parameters import UNION_TAGS
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
@@ -20,11 +19,15 @@ def problems_of(error: ValidationError) -> list[Problem]:
 
 
 def _problem(details: dict[str, Any]) -> Problem:
-    location = tuple(part for part in details["loc"] if part not in UNION_TAGS and part != "[key]")
-    path, value, kind = _path(location), details["input"], details["type"]
+    value, kind = details["input"], details["type"]
+    *above, last = details["loc"] or ("",)
+    location = tuple(part for part in above if not _is_tag(part))
+    if kind == "extra_forbidden" or not (_is_tag(last) or last == "[key]"):
+        location = (*location, last)  # an unknown key may look like a tag
+    path = _path(location)
     if kind == "extra_forbidden":
         known = _known_keys(details["loc"][:-1])
-        near = get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        near = get_close_matches(str(last), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}" if known else ""
         return Problem(path, f"is not a known key, got {shown(value)}", hint)
     if kind == "missing":
@@ -38,6 +41,7 @@ def _problem(details: dict[str, Any]) -> Problem:
 
 
 _SHORTER = (
+    (r" after validation, not \d+", ""),
     ("Input should be", "must be"),
     (r"a valid dictionary( or instance of \w+)?", "an object"),
     ("greater than or equal to", ">="),
@@ -46,17 +50,16 @@ _SHORTER = (
     ("less than", "<"),
     ("a valid ", "a "),
     ("a integer", "an integer"),
-    ("List should have at least 1 item after validation, not 0", "must not be empty"),
-    ("Dictionary should have at least 1 item after validation, not 0", "must not be empty"),
-    ("String should", "must"),
+    ("(List|Dictionary) should have at least 1 item", "must not be empty"),
+    ("(List|Dictionary|String) should", "must"),
 )
 
 
 def _path(location: tuple[Any, ...]) -> str:
     text = ""
     for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".")
+        text = key_path(text, part)
+    return text
 
 
 def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
@@ -66,13 +69,12 @@ def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             field = annotation.model_fields.get(str(part))
             annotation = field.annotation if field else None
-        elif part in UNION_TAGS:
-            tagged = [option for option in _leaves(annotation) if f"<{_tag(option)}>" == part]
-            annotation = tagged[0] if tagged else None
+        elif _is_tag(part):
+            annotation = next((option for tag, option in _options(annotation) if tag == part), None)
         else:  # an item of a list or dictionary: what it holds comes last
             held = get_args(annotation)
             annotation = held[-1] if held else None
-        models = [option for option in _leaves(annotation) if isinstance(option, type)]
+        models = [option for _, option in _options(annotation) if isinstance(option, type)]
         if (
             get_origin(annotation) not in (list, dict)
             and len(models) == 1
@@ -83,18 +85,19 @@ def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
     return annotation if is_model else None
 
 
-def _leaves(annotation: Any) -> list[Any]:
-    """The members of (nested) unions and Annotated, without None."""
+def _options(annotation: Any, tag: str = "") -> list[tuple[str, Any]]:
+    """The members of (nested) unions and Annotated with their tags, without None."""
     if hasattr(annotation, "__metadata__"):
-        return _leaves(get_args(annotation)[0])
+        tags = [extra.tag for extra in annotation.__metadata__ if isinstance(extra, Tag)]
+        return _options(get_args(annotation)[0], *tags)
     if get_origin(annotation) in (list, dict) or not get_args(annotation):
-        return [] if annotation is type(None) else [annotation]
-    return [leaf for option in get_args(annotation) for leaf in _leaves(option)]
+        return [] if annotation is type(None) else [(tag, annotation)]
+    return [found for option in get_args(annotation) for found in _options(option)]
 
 
-def _tag(model: Any) -> str:
-    kinds = get_args(model.model_fields["type"].annotation) if hasattr(model, "model_fields") else ("",)
-    return str(kinds[0])
+def _is_tag(part: str | int) -> bool:
+    """Whether a place is no key but the name of a union's member (`<list>`), as `model` gives them."""
+    return isinstance(part, str) and part.startswith("<") and part.endswith(">")
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
