@@ -62,6 +62,7 @@ class Recorder(tune.Callback):
         self._store, self._task, self._engine, self._watch = store, task, engine, watch
         self._began = time.monotonic()
         self._progress = StudyProgress(planned, 0, 0, 0, 0.0)
+        self._broken: Exception | None = None
         self._steps: dict[str, list[Step]] = {}
         self._last: dict[str, dict[str, Any]] = {}
 
@@ -84,6 +85,11 @@ class Recorder(tune.Callback):
         )
         self._record(info, Report(levels, 0, score, done=True, failure=failure), [])
         return score.loss
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Ends the study where a result could not be written: Tune logs and forgets other exceptions."""
+        if self._broken:
+            raise self._broken
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A new trial, or one that starts again after its node was lost: what it had shown is void."""
@@ -150,7 +156,16 @@ class Recorder(tune.Callback):
         return sum(trial.status == Trial.RUNNING for trial in trials if trial is not ended)
 
     def _record(self, info: TrialInfo, report: Report, steps: list[Step], running: int | None = None) -> None:
-        row = record(self._store, self._task, self._engine, info, report, steps)
+        if self._broken:
+            return
+        try:
+            row = record(self._store, self._task, self._engine, info, report, steps)
+            self._announce(info, report, row, running)
+        except Exception as error:
+            LOG.exception("Trial %d could not be recorded", info.number)
+            self._broken = error
+
+    def _announce(self, info: TrialInfo, report: Report, row: dict[str, Any], running: int | None) -> None:
         failure, best = report.failure, self._progress.best
         name = f"trial {info.number}: {config_text(info.config)}"
         if failure is not None:

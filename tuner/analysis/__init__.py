@@ -1,0 +1,30 @@
+"""What a study's results say: pure functions over result frames. No I/O, no Ray, no printing.
+
+Times are seconds; gains are shares (0.2: a fifth better).
+"""
+
+from tuner.analysis.advice import next_steps
+from tuner.analysis.answer import Gain, SloStatus, Summary, Verdict, summary
+from tuner.analysis.patterns import convergence, effects, importance, pareto, random_expectation
+from tuner.analysis.trials import Status, finished, measured, objective_of, outcome, slo_terms, status
+
+__all__ = [
+    "Gain",
+    "SloStatus",
+    "Status",
+    "Summary",
+    "Verdict",
+    "convergence",
+    "effects",
+    "finished",
+    "importance",
+    "measured",
+    "next_steps",
+    "objective_of",
+    "outcome",
+    "pareto",
+    "random_expectation",
+    "slo_terms",
+    "status",
+    "summary",
+]

@@ -1,0 +1,96 @@
+"""How trials ended, and which of them can be compared.
+
+Only trials that *finished* are compared. One that was stopped early lacks its higher load levels, so
+its mean reads better than it is; one that failed, or that broke a promise for which `hard_fail` was
+asked, is never the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tuner.objective import OBJECTIVES, Objective, SloTerm
+from tuner.results import StudyResults
+from tuner.task.model import SloSpec
+
+Trial = Mapping[str, Any]  # one row of the trials table
+
+
+class Status(StrEnum):
+    """How a trial ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped early"
+    HARD_SLO = "hard SLO failure"
+    FAILED = "failed"
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The frame's rows as dictionaries."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def status(trial: Trial) -> Status:
+    """How a trial ended, derived from its row."""
+    if isinstance(trial["failure_cause"], str):
+        return Status.FAILED
+    if is_true(trial["slo_hard_failed"]):
+        return Status.HARD_SLO
+    return Status.STOPPED if is_true(trial["stopped_early"]) else Status.FINISHED
+
+
+def outcome(trial: Trial) -> str:
+    """The status in words, with the cause of a failure: `failed: out of memory`."""
+    ended = status(trial)
+    return f"{ended}: {trial['failure_cause']}" if ended is Status.FAILED else str(ended)
+
+
+def is_true(value: Any) -> bool:
+    """Whether a nullable boolean is true; null is not."""
+    return bool(pd.notna(value) and value)
+
+
+def finished(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that can be compared."""
+    return _ended(trials, Status.FINISHED)
+
+
+def measured(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials whose load levels were all measured, hard SLO failures among them."""
+    return _ended(trials, Status.FINISHED, Status.HARD_SLO)
+
+
+def _ended(trials: pd.DataFrame, *wanted: Status) -> pd.DataFrame:
+    return trials[np.array([status(trial) in wanted for trial in rows(trials)], dtype=bool)]
+
+
+def objective_of(results: StudyResults) -> Objective:
+    """The study's objective."""
+    optimization = results.about["task"].get("optimization") or {}
+    return OBJECTIVES[optimization.get("objective", "minimize_latency")]
+
+
+def slo_terms(results: StudyResults) -> tuple[SloTerm, ...]:
+    """The study's promises; empty where none were asked for."""
+    return SloSpec.model_validate(results.about["task"].get("slo") or {}).terms().terms
+
+
+def parameters_of(trials: pd.DataFrame) -> list[str]:
+    """The parameters that the trials set, in the order in which they first appear."""
+    return list(dict.fromkeys(name for config in trials["config"] for name in config))
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def natural_order(values: Iterable[Any]) -> list[Any]:
+    """The distinct values: numbers ascending, then everything else by name."""
+    distinct = {(type(value).__name__, value): value for value in values}.values()
+    return sorted(distinct, key=lambda v: (not is_number(v), v if is_number(v) else 0.0, str(v)))

@@ -1,0 +1,111 @@
+"""How plots look: axes, colours, the score axis, and SVG that takes the page's colours and width.
+
+Colours are Okabe & Ito's (2008), told apart with every common colour blindness; markers, line styles and
+hatches differ as well, for print in grey. Nothing here touches pyplot.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from tuner.analysis import Status
+from tuner.report.words import Unit, digits
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
+INK, PAPER = "#123456", "#fedcba"  # stand-ins, like BLUE: svg() turns them into the page's own colours
+_PAGE_COLOURS = {INK: "currentColor", PAPER: "var(--paper)", BLUE: "var(--mark)"}
+MARKERS = {
+    Status.FINISHED: ("o", BLUE),
+    Status.STOPPED: ("s", SKY),
+    Status.HARD_SLO: ("^", ORANGE),
+    Status.FAILED: ("X", RED),
+}
+WIDE = (4.9, 3.2)  # inches; a phone shows it at about this size, so text stays legible
+NARROW = (3.4, 2.5)
+TEXT_PT = 10.0
+
+
+def axes_of(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure of `size` inches with one plot."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK, labelsize=TEXT_PT - 1)
+    axes.xaxis.label.set(color=INK, size=TEXT_PT)
+    axes.yaxis.label.set(color=INK, size=TEXT_PT)
+    axes.grid(color=INK, alpha=0.12, lw=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def legend(figure: Figure) -> None:
+    """A legend above the plot, each label once."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        unique.values(),
+        unique.keys(),
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        fontsize=TEXT_PT - 1,
+        labelcolor=INK,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )
+
+
+class ScoreAxis:
+    """A y axis for scores.
+
+    A penalised score may be 1e100 times the best one: beyond a factor of 20 the axis is logarithmic,
+    beyond 1000 scores are drawn at its end.
+    """
+
+    def __init__(self, scores: pd.Series[float], unit: Unit, *, maximise: bool) -> None:
+        best = float(scores.max() if maximise else scores.min())
+        self._range = (best / 1000, best) if maximise else (best, best * 1000)
+        self._factor = unit.factor
+        self._shown = self(scores)
+
+    def __call__(self, scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Where `scores` are drawn."""
+        shown: npt.NDArray[np.float64] = np.clip(np.asarray(scores, dtype=float), *self._range)
+        return shown * self._factor
+
+    def fit(self, axes: Axes, label: str) -> None:
+        """Makes it the y axis of `axes`, with room above for what has no score."""
+        low, high = float(self._shown.min()), float(self._shown.max())
+        if high > 20 * low:
+            axes.set_yscale("log")
+            axes.set_ylim(low / 1.3, high * 3)
+        else:
+            room = (high - low) or 0.1 * high
+            axes.set_ylim(low - 0.1 * room, high + 0.25 * room)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: digits(value, trim=True)))
+        axes.set_ylabel(label)
+
+
+def svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element: text stays text, and the page chooses size and ink."""
+    sink = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
+    text = sink.getvalue()
+    text = text[text.index("<svg") :]
+    for stand_in, colour in _PAGE_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

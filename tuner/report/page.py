@@ -1,0 +1,206 @@
+"""The report as one HTML file: no network, no fonts or scripts from elsewhere; the answer comes first.
+
+Everything that a task, an engine or a model wrote is escaped where it enters the page, and the page's
+own policy forbids to load anything at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tuner.analysis import Status, Summary, Verdict, importance, next_steps, outcome, status, summary
+from tuner.analysis.trials import Trial, is_number, is_true, parameters_of, rows
+from tuner.report import plots, words
+from tuner.report.canvas import svg
+from tuner.report.style import CSS, SCRIPT
+from tuner.results import StudyResults
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+
+_POINTS = "Each point is a load level of a trial that was measured to its end."
+
+
+def html(results: StudyResults, launch: str | None) -> str:
+    """The whole page; `launch` is the command that starts the engine with the best configuration."""
+    answer = summary(results)
+    unit = words.unit_of(results)
+    title = escape(str(results.about["study"]))
+    body = "\n".join(
+        [
+            *_head(results, title),
+            *_answer(answer, unit, launch),
+            *_advice(results),
+            *_plots(results, answer, unit),
+            *_trials(results, answer, unit),
+            *_task(results),
+        ]
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _head(results: StudyResults, title: str) -> Iterator[str]:
+    if results.about.get("simulated"):
+        yield f'<p class="simulated">{words.SIMULATED}</p>'
+    yield f"<h1>{title}</h1>"
+    if description := results.about["task"].get("description"):
+        yield f"<p>{escape(description)}</p>"
+    yield f'<p class="soft">{escape(words.subject(results))}</p>'
+    if results.skipped:
+        files = "".join(f"<li>{escape(name)}</li>" for name in results.skipped)
+        yield f"<details><summary>{len(results.skipped)} unreadable files</summary><ul>{files}</ul></details>"
+
+
+def _answer(answer: Summary, unit: words.Unit, launch: str | None) -> Iterator[str]:
+    yield f'<section class="answer"><h2>{words.headline(answer)}</h2>'
+    if answer.best is not None and not answer.defaults_are_best:
+        yield _flags(answer.best, answer.baseline)
+    style = "better" if answer.verdict is Verdict.BETTER else "open"
+    gain = f'<dd class="{style}">{escape(words.gain_sentence(answer))}</dd>'
+    yield "<dl>"
+    if answer.best is None:
+        yield f"<dt>Why</dt>{gain}"
+    else:
+        yield f"<dt>Objective</dt><dd>{escape(words.objective_sentence(answer, unit))}</dd>"
+        yield f"<dt>Gain</dt>{gain}"
+    yield f"<dt>SLOs</dt><dd>{escape(words.slo_sentence(answer))}</dd></dl>"
+    if launch:
+        command = f'<pre id="launch">{escape(words.copyable(launch))}</pre>'
+        yield f'<div class="launch">{command}<button data-copy="launch">Copy</button></div>'
+    yield "</section>"
+
+
+def _flags(best: Trial, baseline: Trial | None) -> str:
+    lines = []
+    for flag, value in best["config"].items():
+        note = words.against_default(flag, value, baseline)
+        changed = ' class="changed"' if note.startswith("default") else ""
+        setting = escape(f"{flag}={words.value_text(value)}")
+        lines.append(f'<tr><td{changed}><code>{setting}</code></td><td class="soft">{escape(note)}</td></tr>')
+    return f'<table class="flags">{"".join(lines)}</table>'
+
+
+def _advice(results: StudyResults) -> Iterator[str]:
+    if steps := next_steps(results):
+        yield "<h2>What next</h2><ul>"
+        yield from (f"<li>{escape(step)}</li>" for step in steps)
+        yield "</ul>"
+
+
+def _plots(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[str]:
+    shares = importance(results.trials)
+    names = list(dict.fromkeys([*(shares or {}), *parameters_of(results.trials)]))
+    figures = {
+        "Convergence": (
+            plots.convergence_plot(results, answer, unit),
+            "“In random order” is the expected best were these same trials run in random order, one that "
+            "did not finish counting as the worst: not what a random search of the whole space would find.",
+        ),
+        **{
+            f"Latency and throughput, {scenario}": (figure, _POINTS)
+            for scenario, figure in plots.tradeoff_plots(results, answer).items()
+        },
+        "What matters": (
+            plots.importance_plot(shares) if shares else None,
+            "Share of the differences between trials that a parameter explains by itself (Kelley's ε²). "
+            "With few trials these shares are rough.",
+        ),
+        "Time line": (plots.timeline_plot(results), "When each trial ran, and how it ended."),
+    }
+    drawn = [_figure(title, figure, note) for title, (figure, note) in figures.items() if figure is not None]
+    if drawn:
+        yield f'<h2>The search</h2><div class="plots">{"".join(drawn)}</div>'
+    small = plots.effect_plots(results, answer, unit, names)
+    if small:
+        drawn = [_figure(name, figure, "") for name, figure in small.items()]
+        yield '<h2>Effect of each parameter</h2><p class="soft">Points are finished trials, bars their '
+        yield "geometric mean; a cross counts the trials with that value that did not finish. "
+        yield f'Score: {words.score_label(answer, unit)}.</p><div class="plots small">{"".join(drawn)}</div>'
+
+
+def _figure(title: str, figure: Figure, note: str) -> str:
+    caption = f"<figcaption>{escape(note)}</figcaption>" if note else ""
+    return f"<figure><h3>{escape(title)}</h3>{svg(figure, title)}{caption}</figure>"
+
+
+def _trials(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[str]:
+    if results.trials.empty:
+        return
+    names = parameters_of(results.trials)
+    slos = ["SLOs"] if answer.slo else []
+    heads = ["Trial", "Outcome", f"Objective ({unit.name})", "Gain", *slos, *names, "GPUs", "Seconds"]
+    yield '<h2>All trials</h2><p class="soft">A click on a heading sorts.</p><div class="scroll">'
+    cells = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    yield f'<table class="trials"><thead><tr>{cells}</tr></thead><tbody>'
+    for trial in rows(results.trials):
+        best = answer.best is not None and trial["trial"] == answer.best["trial"]
+        kind = "best" if best else trial["kind"]
+        yield f'<tr class="{escape(kind)}">{"".join(_cells(trial, answer, unit, names))}</tr>'
+    yield "</tbody></table></div>"
+
+
+def _cells(trial: Trial, answer: Summary, unit: words.Unit, names: list[str]) -> Iterator[str]:
+    yield _number(trial["trial"], str(trial["trial"]))
+    yield f"<td>{_outcome(trial)}</td>"
+    value = trial["objective"]
+    yield _number(value, unit.number(float(value)) if pd.notna(value) else "–")
+    sign = 1 if answer.objective.maximise else -1
+    yield _number(sign * value if pd.notna(value) else None, words.gain_text(trial, answer))
+    if answer.slo:
+        judged = status(trial) in (Status.FINISHED, Status.HARD_SLO)
+        yield f"<td>{('met' if is_true(trial['slo_met']) else 'missed') if judged else '–'}</td>"
+    for name in names:
+        chosen = trial["config"].get(name)
+        text = escape(words.value_text(chosen)) if name in trial["config"] else ""
+        yield _number(chosen, text) if is_number(chosen) else f"<td>{text}</td>"
+    for column in ("gpus", "duration_s"):
+        yield _number(trial[column], words.digits(float(trial[column]), trim=True))
+
+
+def _number(value: Any, text: str) -> str:
+    key = "" if pd.isna(value) else f"{value!r}"
+    return f'<td class="number" data-value="{escape(key)}">{text}</td>'
+
+
+def _outcome(trial: Trial) -> str:
+    """How the trial ended; a click shows why, with the engine's last words, its command and its log."""
+    facts: Mapping[str, Any] = {
+        "Stage": trial["failure_stage"],
+        "Reason": trial["failure_detail"],
+        "Exit code": trial["exit_code"],
+        "Log": trial["log_path"],
+    }
+    command = trial["command"]
+    texts = (trial["failure_evidence"], shlex.join(json.loads(command)) if pd.notna(command) else None)
+    lines = [
+        f'<p><span class="soft">{name}</span> {escape(f"{value:g}" if is_number(value) else str(value))}</p>'
+        for name, value in facts.items()
+        if pd.notna(value)
+    ]
+    lines += [f"<pre>{escape(text)}</pre>" for text in texts if pd.notna(text) and text]
+    ended = escape(outcome(trial) + (" (engine's defaults)" if trial["kind"] == "baseline" else ""))
+    return f"<details><summary>{ended}</summary>{''.join(lines)}</details>" if lines else ended
+
+
+def _task(results: StudyResults) -> Iterator[str]:
+    about = results.about
+    task = escape(json.dumps(about["task"], indent=2, ensure_ascii=False))
+    yield f"<h2>The task</h2><details><summary>Task file as it was run</summary><pre>{task}</pre></details>"
+    facts = [
+        f"seed {about.get('seed')}",
+        f"started {about.get('started_at')}",
+        f"inference-autotuner {about.get('tuner_version')}",
+    ]
+    yield f'<p class="soft">{escape(", ".join(facts))}</p>'

@@ -1,0 +1,202 @@
+"""The sentences and figures that the terminal and the page have in common. Milliseconds live here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from tuner.analysis import Gain, SloStatus, Status, Summary, Verdict, finished, objective_of, status
+from tuner.analysis.answer import CONFIDENCE
+from tuner.analysis.trials import Trial, is_true
+from tuner.objective import Objective
+from tuner.results import StudyResults
+
+SIMULATED = "SIMULATED: these numbers come from a model of the engine. No GPU was measured."
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How values are displayed: multiplied by `factor`, then named `name`."""
+
+    name: str
+    factor: float
+
+    def number(self, value: float) -> str:
+        """The value alone: `412`."""
+        return digits(value * self.factor)
+
+    def amount(self, value: float) -> str:
+        """The value with its unit: `412 ms`."""
+        return f"{digits(value * self.factor, trim=True)} {self.name}"
+
+
+def seconds(typical: float) -> Unit:
+    """Milliseconds where a typical value is below a second."""
+    return Unit("ms", 1000.0) if typical < 1 else Unit("s", 1.0)
+
+
+def unit_of(results: StudyResults) -> Unit:
+    """The unit for the study's objective, the same in all of its report."""
+    objective = objective_of(results)
+    if objective.unit != "s":
+        return Unit(objective.unit, 1.0)
+    compared = finished(results.trials)
+    values = (compared if len(compared) else results.trials)["objective"].astype(float)
+    return seconds(float(values.min()) if values.notna().any() else 0.0)
+
+
+def digits(value: float, *, trim: bool = False) -> str:
+    """About three significant digits, with a comma between thousands; `trim` drops zeros at the end."""
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) >= 1e9:
+        return f"{value:.1e}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if trim and decimals else text
+
+
+def percent(share: float) -> str:
+    """`12.3 %`, with a true minus sign."""
+    return f"{100 * share + 0.0:.1f} %".replace("-0.0", "0.0").replace("-", "−")
+
+
+def duration(seconds_: float) -> str:
+    """`48 s`, `12 min` or `2 h 05 min`."""
+    minutes = round(seconds_ / 60)
+    if seconds_ < 120:
+        return f"{seconds_:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def value_text(value: Any) -> str:
+    """A flag's value as a task file spells it, strings without quotes."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """`tp-size=2 schedule-policy=lpm`; an empty configuration is the engine's defaults."""
+    return " ".join(f"{flag}={value_text(value)}" for flag, value in config.items()) or "engine's defaults"
+
+
+def against_default(flag: str, value: Any, baseline: Trial | None) -> str:
+    """`default 0.88`, `as by default`, or nothing where the engine did not say."""
+    chosen = baseline["effective_args"] if baseline is not None else {}
+    for spelling in (flag, flag.replace("-", "_")):
+        if spelling in chosen:
+            same = chosen[spelling] == value
+            return "as by default" if same else f"default {value_text(chosen[spelling])}"
+    return ""
+
+
+def engine_text(name: str, version: str | None) -> str:
+    """`sglang 0.5.23`; a version that says the name itself is enough."""
+    return str(version) if version and version.startswith(name) else f"{name} {version or ''}".strip()
+
+
+def subject(results: StudyResults) -> str:
+    """What was tuned, on what, with how many trials: one line."""
+    about = results.about
+    model = about["task"].get("model", {}).get("id_or_path", "?")
+    engine = engine_text(about.get("engine", "?"), about.get("engine_version"))
+    ended = len(results.trials)
+    planned = about.get("planned_trials") or ended
+    count = f"{ended} trial{'s' * (ended != 1)}" if ended >= planned else f"{ended} of {planned} trials"
+    return f"{model} on {engine}, {count}{_elapsed(results.trials)}"
+
+
+def _elapsed(trials: pd.DataFrame) -> str:
+    if not trials["started_at"].notna().any():
+        return ""
+    ends = trials["started_at"] + pd.to_timedelta(trials["duration_s"].fillna(0.0), unit="s")
+    return f" in {duration((ends.max() - trials['started_at'].min()).total_seconds())}"
+
+
+def headline(answer: Summary) -> str:
+    """`Best: trial 17`."""
+    if answer.best is None:
+        return "No best configuration"
+    return (
+        "Best: the engine's defaults" if answer.defaults_are_best else f"Best: trial {answer.best['trial']}"
+    )
+
+
+def objective_sentence(answer: Summary, unit: Unit) -> str:
+    """`412 ms mean end-to-end latency of a request (engine's defaults: 630 ms)`."""
+    assert answer.best is not None
+    text = f"{unit.amount(float(answer.best['objective']))} {answer.objective.meaning}"
+    if answer.gain is None or answer.baseline is None or answer.defaults_are_best:
+        return text
+    return f"{text} (engine's defaults: {unit.amount(float(answer.baseline['objective']))})"
+
+
+def gain_sentence(answer: Summary) -> str:
+    """What tuning bought, and how sure that is."""
+    if answer.gain is None or answer.defaults_are_best:
+        return answer.reason
+    if answer.verdict is Verdict.BETTER:
+        return f"{_change(answer.gain, answer.objective)} than the engine's defaults. {answer.reason}"
+    size = f"{percent(answer.gain.share)}{_interval(answer.gain)}"
+    return f"No significant gain over the engine's defaults ({size}). {answer.reason}"
+
+
+def gain_text(trial: Trial, answer: Summary) -> str:
+    """One trial's gain over the baseline, where all of its load levels were measured: `12.3 %`."""
+    comparable = status(trial) in (Status.FINISHED, Status.HARD_SLO)
+    if answer.gain is None or answer.baseline is None or not comparable:
+        return "–"
+    return percent(answer.objective.gain(float(trial["objective"]), float(answer.baseline["objective"])))
+
+
+def _change(gain: Gain, objective: Objective) -> str:
+    more = (gain.share >= 0) == objective.maximise
+    return f"{percent(abs(gain.share))} {'more' if more else 'less'}{_interval(gain)}"
+
+
+def _interval(gain: Gain) -> str:
+    if gain.low is None or gain.high is None:
+        return ""
+    return f" [{100 * CONFIDENCE:.0f} %: {percent(gain.low)} to {percent(gain.high)}]"
+
+
+def slo_sentence(answer: Summary) -> str:
+    """Whether the promises are kept, and if not, which one is furthest off."""
+    slo = answer.slo
+    if slo is None:
+        return "none were asked for"
+    if not slo.judged:
+        return "unknown: no trial was measured to its end"
+    met = f"{slo.met} of {slo.judged} trials met all of them"
+    if answer.best is not None and is_true(answer.best["slo_met"]):
+        return f"all met by the best configuration; {met}"
+    if answer.best is not None and slo.met:
+        worst = answer.best["slo_worst"], float(answer.best["slo_worst_violation"])
+        return f"the best configuration misses {worst[0]} by {percent(worst[1])}; {met}"
+    return f"never met; nearest is trial {slo.nearest}: {violation_text(slo)}"
+
+
+def violation_text(slo: SloStatus) -> str:
+    """`latency p90 754 ms, promised 500 ms`."""
+    term = next((term for term in slo.terms if term.name == slo.held_back_by), None)
+    if term is None or not math.isfinite(slo.violation):
+        return f"{slo.held_back_by} was not measured"
+    unit = seconds(term.threshold_s)
+    reached = unit.amount(term.threshold_s * (1 + slo.violation))
+    return f"{term.name} {reached}, promised {unit.amount(term.threshold_s)}"
+
+
+def copyable(launch: str) -> str:
+    """The command with a flag on each line, joined by backslashes; as it is where it has quotes or lines."""
+    return launch if set("'\"\n") & set(launch) else launch.replace(" --", " \\\n    --")
+
+
+def score_label(answer: Summary, unit: Unit) -> str:
+    """The score axis: `penalised mean ttft (ms)`; without SLOs there is no penalty."""
+    name = answer.objective.name.removeprefix("minimize_").removeprefix("maximize_").replace("_", " ")
+    mean = "" if answer.objective.maximise else "mean "
+    return f"{'penalised ' if answer.slo is not None else ''}{mean}{name} ({unit.name})"
