@@ -1,0 +1,43 @@
+"""Finding processes without any tool, through /proc."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+
+def command_lines() -> dict[int, str]:
+    """Every process's command line by pid."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        found[int(path.parent.name)] = line
+    return found
+
+
+def with_marker(marker: str) -> dict[int, str]:
+    """The processes whose command line holds `marker`."""
+    return {pid: line for pid, line in command_lines().items() if marker in line}
+
+
+def gone(marker: str, within_s: float = 30.0) -> bool:
+    """Whether every process with `marker` ends within a generous limit."""
+    deadline = time.monotonic() + within_s
+    while with_marker(marker):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def appeared(marker: str, within_s: float = 60.0) -> bool:
+    """Whether a process with `marker` is started within a generous limit."""
+    deadline = time.monotonic() + within_s
+    while not with_marker(marker):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
