@@ -1,0 +1,177 @@
+"""Scenarios and prompts: genai-bench's grammar and semantics, seeded and distinct."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.words import WORDS
+from tuner.workload import (
+    MAX_TOKENS,
+    Deterministic,
+    LoadLevel,
+    Normal,
+    Scenario,
+    Uniform,
+    parse_scenario,
+    prompts,
+)
+
+TOKENS = st.integers(1, MAX_TOKENS)
+PAIRS = st.tuples(TOKENS, TOKENS).map(sorted)
+SCENARIOS = st.one_of(
+    st.builds(Deterministic, TOKENS, TOKENS),
+    st.builds(Normal, TOKENS, st.integers(0, MAX_TOKENS), TOKENS, st.integers(0, MAX_TOKENS)),
+    st.builds(lambda i, o: Uniform(*i, *o), PAIRS, PAIRS),
+)
+
+
+def a_level(scenario: str = "D(20,5)", **changes: Any) -> LoadLevel:
+    """A load level of 50 requests after 10 of warm-up."""
+    return replace(LoadLevel(parse_scenario(scenario), 4, 50, 30.0, 10, 7), **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "scenario"),
+    [
+        ("D(100,200)", Deterministic(100, 200)),
+        ("N(480,240)/(300,150)", Normal(480, 240, 300, 150)),
+        ("U(50,100)/(200,250)", Uniform(50, 100, 200, 250)),
+        ("U(100,200)", Uniform(1, 100, 1, 200)),
+        (" N ( 480 , 0 )\t/ (300, 150)\n", Normal(480, 0, 300, 150)),
+    ],
+)
+def test_accepted_forms(text: str, scenario: Scenario) -> None:
+    assert parse_scenario(text) == scenario
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "not of the form"),
+        ("D(100,100", "not of the form"),
+        ("D", "lacks its numbers"),
+        ("D(100)", "not a pair"),
+        ("D(1,2,3)", "not a pair"),
+        ("D(1.5,2)", "'1.5' is not a whole number"),
+        ("D(-1,2)", "'-1' is not a whole number"),
+        ("D(٣,2)", "not a whole number"),
+        ("D(0,2)", "0 is not between 1 and"),
+        ("D(1,9999999)", "9999999 is not between 1 and"),
+        (f"D(1,{'9' * 5000})", "not a whole number"),
+        ("D(1,2)/(3,4)", "D takes one pair"),
+        ("N(1,2)", "N takes two pairs"),
+        ("U(9,3)/(1,2)", "the minimum 9 is above the maximum 3"),
+        ("X(1,2)", "no scenario is called 'X'"),
+        ("d(1,2)", "no scenario is called 'd'"),
+        ("dataset", "not served here"),
+        ("E(1024)", "not served here"),
+        ("R(1024,100)", "not served here"),
+        ("I(512,512)", "not served here"),
+        ("A(10,20)", "not served here"),
+        ("P(2000,500)/200", "not served here"),
+    ],
+)
+def test_refused_forms_say_what_is_wrong_and_what_is_right(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match="use D") as refused:
+        parse_scenario(text)
+    assert wrong in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@given(st.text() | st.from_regex(r"[DNU]\(\d{0,8},\d{0,8}\)(/\(\d{0,8},\d{0,8}\))?", fullmatch=True))
+def test_any_text_is_a_scenario_or_a_value_error(text: str) -> None:
+    try:
+        scenario = parse_scenario(text)
+    except ValueError:
+        return
+    assert parse_scenario(str(scenario)) == scenario
+
+
+@given(SCENARIOS)
+def test_scenarios_survive_being_written(scenario: Scenario) -> None:
+    assert parse_scenario(str(scenario)) == scenario
+
+
+@given(SCENARIOS, st.integers(0, 2**32))
+def test_samples_are_within_bounds(scenario: Scenario, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for tokens_in, tokens_out in (scenario.sample(rng) for _ in range(20)):
+        assert 1 <= tokens_in <= MAX_TOKENS
+        assert 1 <= tokens_out <= MAX_TOKENS
+        if not isinstance(scenario, Deterministic):
+            assert tokens_out >= 2
+
+
+def test_uniform_stops_short_of_its_maximum() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [parse_scenario("U(3,6)/(10,12)").sample(rng) for _ in range(500)]
+    assert {i for i, _ in drawn} == {3, 4, 5}
+    assert {o for _, o in drawn} == {10, 11}
+
+
+def test_normal_has_the_mean_and_deviation_it_names() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.array([parse_scenario("N(480,50)/(300,20)").sample(rng) for _ in range(4000)])
+    assert drawn.mean(axis=0) == pytest.approx([479.5, 299.5], abs=3)
+    assert drawn.std(axis=0) == pytest.approx([50, 20], rel=0.1)
+
+
+def test_scenarios_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        parse_scenario("D(1,2)").input_tokens = 3  # type: ignore[attr-defined]
+
+
+# Prompts.
+
+
+def test_a_word_is_a_token() -> None:
+    assert len(set(WORDS)) == len(WORDS)
+    assert {len(word) for word in WORDS} == {4}
+    for prompt in prompts(a_level("U(1,300)/(1,9)")):
+        assert len(prompt.text.split()) == prompt.input_tokens
+        assert set(prompt.text.split()) <= set(WORDS)
+
+
+def test_same_level_same_prompts() -> None:
+    level = a_level("N(50,20)/(20,9)")
+    assert list(prompts(level)) == list(prompts(level))
+    assert prompts(level)[3] == list(prompts(level))[3]
+    assert prompts(level)[-1] == list(prompts(level))[-1]
+    assert prompts(level)[2:5] == list(prompts(level))[2:5]
+    with pytest.raises(IndexError):
+        prompts(level)[60]
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"concurrency": 5}, {"seed": -1}])
+def test_another_level_has_other_prompts(change: dict[str, Any]) -> None:
+    ours, theirs = ({p.text for p in prompts(level)} for level in (a_level(), a_level(**change)))
+    assert not ours & theirs
+
+
+def test_no_two_prompts_begin_alike() -> None:
+    level = a_level("D(50,5)", max_requests=5000, warmup_requests=100)
+    beginnings = [tuple(prompt.text.split()[:3]) for prompt in prompts(level)]
+    assert len(set(beginnings)) == 5100
+    assert len({first for first, *_ in beginnings[:200]}) == 200
+
+
+def test_short_prompts_differ_as_far_as_they_can() -> None:
+    assert len({prompt.text for prompt in prompts(a_level("D(1,5)", max_requests=200))}) == 210
+    assert len({prompt.text for prompt in prompts(a_level("D(2,5)", max_requests=2000))}) == 2010
+
+
+def test_prompts_take_no_memory_until_they_are_made() -> None:
+    tracemalloc.start()
+    many = prompts(a_level("D(100000,5)", max_requests=10**6))
+    assert many[10**6].input_tokens == 100_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(many) == 10**6 + 10
+    assert peak < 20e6

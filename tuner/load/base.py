@@ -1,0 +1,52 @@
+"""What a load generator is. Knows nothing of engines: a base URL and a model name are all it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tuner.metrics import RequestRecord
+from tuner.workload import LoadLevel
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server that a load is put on: an OpenAI-compatible one at `base_url` (without /v1)."""
+
+    base_url: str
+    model: str
+    extra_params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """Every measured request of one load level.
+
+    `window_s` is the length of the measured window: from the first measured request's sending to the
+    moment at which a slot came free and stayed so, because the number or the time was reached (so the
+    concurrency is whole within it). `client_lag_s` is the longest time for which the client itself kept
+    its event loop busy; `aborted` says that the run ended early because `healthy` said no.
+    """
+
+    records: tuple[RequestRecord, ...]
+    window_s: float
+    client_lag_s: float = 0.0
+    aborted: bool = False
+
+
+class LoadGenerator(Protocol):
+    """Puts load levels on a server."""
+
+    name: str
+
+    def run(
+        self, target: Target, level: LoadLevel, *, healthy: Callable[[], bool], timeout_s: float
+    ) -> LoadResult:
+        """Puts `level` on `target` and returns what every request showed.
+
+        Never raises for what the server does: a refused, broken or late response is a record with an
+        error. Returns within `timeout_s` (whatever is still in flight then is a TIMEOUT record), and
+        within about a second after `healthy()` has turned False (`aborted`).
+        """
+        ...

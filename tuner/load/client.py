@@ -1,0 +1,274 @@
+"""The native load generator: a closed loop of streamed completions. Knows nothing of engines or SLOs.
+
+Everything that can be done before the measured window (prompts, request bytes, connections) or after it
+(reading the answers) is done there; within it, a read costs a stamp and the HTTP framing. The garbage
+collector rests meanwhile. docs/load.md states the rules and the accuracy measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from time import perf_counter
+
+from tuner.load.base import LoadResult, Target
+from tuner.load.http import Address, Connection, Exchange, open_connection
+from tuner.load.record import record_of
+from tuner.metrics import RequestError, RequestRecord
+from tuner.workload import LoadLevel, prompts
+
+PREPARED_BYTES = 64 * 2**20  # of requests made before the window; those beyond are made when they are sent
+PREPARED_REQUESTS = 10_000  # for the same reason: making one takes some 20 µs
+UNREAD_BYTES = 256 * 2**20  # of answers kept to be read after the window; beyond, they are read at once
+BODY_BYTES, BODY_BYTES_PER_TOKEN = (
+    2**20,
+    4096,
+)  # what an answer may be long; with 20 logprobs a token takes 2 KB
+CONNECT_AT_ONCE = 32  # below the 128 that a listening socket keeps waiting by default
+BACK_OFF_S = 0.075  # after a request that failed, so that a server which refuses is not flooded
+HEALTH_POLL_S = 0.25
+LAG_TICK_S = 0.02
+
+
+class NativeClient:
+    """Load by one asyncio loop over keep-alive connections; the accurate one, and the default."""
+
+    name = "native"
+
+    def run(
+        self, target: Target, level: LoadLevel, *, healthy: Callable[[], bool], timeout_s: float
+    ) -> LoadResult:
+        """Puts `level` on `target`; see `LoadGenerator.run`. ValueError for a base URL that is none.
+
+        To be called from any thread that runs no event loop of its own.
+        """
+        deadline_s = perf_counter() + timeout_s
+        requests = Requests(target, level)
+        with asyncio.Runner(loop_factory=_new_loop) as runner, _no_garbage_collection():
+            run = _Run(requests, level)
+            return runner.run(run.measure(healthy, deadline_s))
+
+
+class Requests:
+    """The bytes of every request of a level, the first `PREPARED_REQUESTS` made beforehand."""
+
+    def __init__(self, target: Target, level: LoadLevel) -> None:
+        self.address = Address.of(target.base_url)
+        self._target = target
+        self._prompts = prompts(level)
+        self._prepared: list[tuple[bytes, int]] = []
+        size = 0
+        while len(self._prepared) < min(len(self._prompts), PREPARED_REQUESTS) and size < PREPARED_BYTES:
+            self._prepared.append(self._make(len(self._prepared)))
+            size += len(self._prepared[-1][0])
+
+    def __getitem__(self, number: int) -> tuple[bytes, int]:
+        """The bytes to send as request `number`, and how many tokens it asks for."""
+        return self._prepared[number] if number < len(self._prepared) else self._make(number)
+
+    def _make(self, number: int) -> tuple[bytes, int]:
+        prompt = self._prompts[number]
+        body = {
+            "model": self._target.model,
+            "prompt": prompt.text,
+            "max_tokens": prompt.output_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "ignore_eos": True,
+            **self._target.extra_params,
+        }
+        asked = body["max_tokens"]
+        tokens = asked if isinstance(asked, int) else prompt.output_tokens
+        return self.address.post("/v1/completions", json.dumps(body).encode()), tokens
+
+
+class _Phase:
+    """Some requests put on the server at a concurrency until they run out or the time is up.
+
+    `started_s` is when the first was sent, `idle_s` when a slot first came free and sent no other one.
+    """
+
+    def __init__(self, numbers: range, concurrency: int, max_time_s: float) -> None:
+        self.slots = min(concurrency, len(numbers))
+        self.started_s = perf_counter()
+        self.stop_s = self.started_s + max_time_s
+        self.idle_s = math.inf
+        self._numbers = iter(numbers)
+        self._in_flight: set[Exchange] = set()
+        self._unread: list[Exchange] = []
+        self._unread_bytes = 0
+        self._records: list[RequestRecord] = []
+
+    def next_number(self) -> int | None:
+        """The number of the next request to send; None when there is no other."""
+        number = next(self._numbers, None) if perf_counter() < self.stop_s else None
+        if number is None:
+            self.idle_s = min(self.idle_s, perf_counter())
+        return number
+
+    def began(self, exchange: Exchange) -> None:
+        """Takes note of an exchange in flight."""
+        self._in_flight.add(exchange)
+
+    def ended(self, exchange: Exchange) -> None:
+        """Takes note of its end. It is read later, unless very much waits to be read."""
+        self._in_flight.remove(exchange)
+        self._unread.append(exchange)
+        self._unread_bytes += len(exchange.body)
+        if self._unread_bytes > UNREAD_BYTES:
+            self._read()
+
+    def records(self, unfinished: RequestError) -> tuple[RequestRecord, ...]:
+        """A record of each request in the order of sending; those still in flight failed by `unfinished`."""
+        for exchange in self._in_flight:
+            exchange.fault = unfinished
+        self._unread.extend(self._in_flight)
+        self._in_flight.clear()
+        self._read()
+        return tuple(sorted(self._records, key=lambda record: record.sent_s))
+
+    def window_s(self, over_s: float) -> float:
+        """How long the concurrency was whole, in a run that was over at `over_s`."""
+        return max(min(self.idle_s, self.stop_s, over_s) - self.started_s, 0.0)
+
+    def _read(self) -> None:
+        self._records += [record_of(exchange, self.started_s) for exchange in self._unread]
+        self._unread.clear()
+        self._unread_bytes = 0
+
+
+class _Run:
+    """One run: a warm-up and a measured phase over the same connections."""
+
+    def __init__(self, requests: Requests, level: LoadLevel) -> None:
+        self._requests = requests
+        self._level = level
+        self._spare: list[Connection] = []
+        self._opened: set[Connection] = set()
+        self._phase = _Phase(range(0), 0, 0.0)
+        self._lag_s = 0.0
+
+    async def measure(self, healthy: Callable[[], bool], deadline_s: float) -> LoadResult:
+        """Drives the load until it is served, `healthy` says no, or the deadline is there."""
+        driving = asyncio.create_task(self._drive())
+        lag = asyncio.create_task(self._watch_lag())
+        aborted = False
+        try:
+            while not driving.done() and not aborted and (left_s := deadline_s - perf_counter()) > 0:
+                await asyncio.wait((driving,), timeout=min(left_s, HEALTH_POLL_S))
+                aborted = not driving.done() and not healthy()
+            over_s = perf_counter()
+            if driving.done():
+                driving.result()  # raises what went wrong in this program, if anything did
+        finally:
+            driving.cancel()
+            lag.cancel()
+            await asyncio.gather(driving, lag, return_exceptions=True)
+            for connection in self._opened:
+                connection.close()
+        unfinished = RequestError.CONNECTION if aborted else RequestError.TIMEOUT
+        phase = self._phase
+        return LoadResult(phase.records(unfinished), phase.window_s(over_s), self._lag_s, aborted)
+
+    async def _drive(self) -> None:
+        """Connects, warms up and waits for the end of that, then measures and waits for the end of that."""
+        level = self._level
+        warmup, measured = level.warmup_requests, level.max_requests
+        await self._connect(min(level.concurrency, max(warmup, measured)))
+        await self._serve(_Phase(range(warmup), level.concurrency, math.inf))
+        numbers = range(warmup, warmup + measured)
+        await self._serve(_Phase(numbers, level.concurrency, level.max_time_s))
+
+    async def _connect(self, count: int) -> None:
+        """Opens connections, a few at a time so that no server's backlog overflows; failures show later."""
+        room = asyncio.Semaphore(CONNECT_AT_ONCE)
+
+        async def connect() -> None:
+            async with room:
+                with suppress(OSError):
+                    self._spare.append(await self._open())
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(connect())
+
+    async def _serve(self, phase: _Phase) -> None:
+        self._phase, self._lag_s = phase, 0.0
+        async with asyncio.TaskGroup() as group:
+            for _ in range(phase.slots):
+                group.create_task(self._keep_busy(phase))
+
+    async def _keep_busy(self, phase: _Phase) -> None:
+        """One slot of the concurrency: a request after the other."""
+        connection = self._spare.pop() if self._spare else None
+        while (number := phase.next_number()) is not None:
+            request, tokens = self._requests[number]
+            exchange = Exchange(tokens, BODY_BYTES + BODY_BYTES_PER_TOKEN * tokens, perf_counter())
+            phase.began(exchange)
+            connection = await self._exchange(connection, request, exchange)
+            phase.ended(exchange)
+            if exchange.unserved:
+                await asyncio.sleep(BACK_OFF_S)
+        if connection is not None:
+            self._spare.append(connection)
+
+    async def _exchange(
+        self, connection: Connection | None, request: bytes, exchange: Exchange
+    ) -> Connection | None:
+        """Sends `request` and awaits its end; returns the connection for the next one.
+
+        A kept connection that the server drops before any byte of the response proves nothing but that
+        it was kept too long (RFC 9112, section 9.3.1): the request is sent once more, on a fresh one.
+        """
+        if connection is not None and connection.usable:
+            await connection.ask(request, exchange)
+            if not exchange.dropped:
+                return connection
+            exchange.fault = exchange.finished_s = None
+        if connection is not None:
+            self._opened.discard(connection)
+        try:
+            connection = await self._open()
+        except OSError:
+            exchange.fault = RequestError.CONNECTION
+            return None
+        await connection.ask(request, exchange)
+        return connection
+
+    async def _open(self) -> Connection:
+        """A fresh connection, closed when the run ends."""
+        connection = await open_connection(self._requests.address)
+        self._opened.add(connection)
+        return connection
+
+    async def _watch_lag(self) -> None:
+        """Keeps the longest time by which the loop was late for a tick."""
+        while True:
+            due_s = perf_counter() + LAG_TICK_S
+            await asyncio.sleep(LAG_TICK_S)
+            self._lag_s = max(self._lag_s, perf_counter() - due_s)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """A uvloop where there is one (not on Windows): a quarter of the lag of asyncio's own at 64 streams."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keeps the collector from stopping the loop: 15 to 45 ms with Ray and pandas in the process."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

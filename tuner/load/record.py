@@ -1,0 +1,49 @@
+"""From an exchange that is over to its `RequestRecord`. Knows nothing of loops or load levels."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from http import HTTPStatus
+
+from tuner.load.http import Exchange
+from tuner.load.sse import Answer, read_answer
+from tuner.metrics import RequestError, RequestRecord
+
+
+def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
+    """The record of `exchange` in a window that started at `started_s` (`perf_counter`).
+
+    TTFT ends at the read that brought the first text, e2e at the read that brought the last choice.
+    """
+    answer = read_answer(exchange.body)
+    error = _error(exchange, answer)
+    return RequestRecord(
+        sent_s=exchange.sent_s - started_s,
+        ttft_s=_seconds_to(answer.first, exchange),
+        e2e_s=_seconds_to(answer.last, exchange) if error is None else None,
+        input_tokens=answer.input_tokens or 0,
+        output_tokens=answer.output_tokens or 0,
+        error=error,
+        status=exchange.status,
+    )
+
+
+def _seconds_to(offset: int | None, exchange: Exchange) -> float | None:
+    """Seconds from sending to the read with which the body reached `offset`."""
+    if offset is None:
+        return None
+    return exchange.stamps[bisect_left(exchange.ends, offset)] - exchange.sent_s
+
+
+def _error(exchange: Exchange, answer: Answer) -> RequestError | None:
+    """Why it failed; None where all that was asked for came, even if the connection broke after it."""
+    if exchange.status not in (None, HTTPStatus.OK):
+        return RequestError.HTTP
+    shown = answer.sound and answer.first is not None
+    if exchange.fault is not None and not (shown and answer.done):
+        return exchange.fault
+    counted = answer.input_tokens is not None and answer.output_tokens is not None
+    if not shown or (answer.done and not counted):
+        return RequestError.MALFORMED
+    short = (answer.output_tokens or 0) < exchange.asked_tokens and answer.finish_reason != "stop"
+    return RequestError.TRUNCATED if short or not answer.done else None
