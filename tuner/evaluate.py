@@ -103,10 +103,11 @@ def _measure(
         raise _out_of_time(task)
     result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s)
     metrics = summarise(result.records, window_s=result.window_s, gpus=gpus)
-    if metrics.success_rate < 1:
+    if RequestError.CONNECTION in metrics.errors:
         _await_exit(server)
     server.raise_if_failed()
-    if 1 - metrics.success_rate > task.benchmark.max_error_rate:
+    sent = metrics.requests_ok + metrics.requests_failed
+    if not metrics.requests_ok or metrics.requests_failed > task.benchmark.max_error_rate * sent:
         if time.monotonic() >= deadline:
             raise _out_of_time(task)
         raise TrialFailed(_request_failure(metrics))

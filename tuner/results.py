@@ -198,8 +198,9 @@ class ResultStore:
             skipped: list[str] = []
             for name, schema in TABLES.items():
                 frames[name] = self._read_table(name, schema, skipped)
-        whole = frames["steps"]["trial"].isin(frames["trials"]["trial"])
-        frames["steps"] = frames["steps"][whole].reset_index(drop=True)
+        for name in ("steps", "requests"):  # those of a trial without a row of its own were cut off
+            whole = frames[name]["trial"].isin(frames["trials"]["trial"])
+            frames[name] = frames[name][whole].reset_index(drop=True)
         for table, column in (("trials", "config"), ("trials", "effective_args"), ("steps", "errors")):
             texts = frames[table][column]
             frames[table][column] = [json.loads(text) if isinstance(text, str) else {} for text in texts]
@@ -208,7 +209,7 @@ class ResultStore:
     def _read_table(self, name: str, schema: pa.Schema, skipped: list[str]) -> pd.DataFrame:
         selector = pa.fs.FileSelector(f"{self._folder}/{name}", allow_not_found=True)
         tables = [schema.empty_table()]
-        for info in sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path)):
+        for info in sorted(self._fs.get_file_info(selector), key=lambda info: (len(info.path), info.path)):
             if not info.path.endswith(".parquet") or info.base_name.startswith("."):
                 continue
             try:

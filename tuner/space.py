@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 Value = bool | int | float | str | None
@@ -96,7 +97,7 @@ class Float:
     def steps(self) -> int:
         """Number of whole steps between low and high (requires `step`)."""
         assert self.step is not None
-        return math.floor((self.high - self.low) / self.step + 1e-9)
+        return int((_decimal(self.high) - _decimal(self.low)) // _decimal(self.step))
 
     def values(self) -> tuple[Value, ...] | None:
         if self.step is None or self.steps >= _LARGEST_GRID:
@@ -122,7 +123,7 @@ class Float:
 
     def _at(self, k: int) -> float:
         assert self.step is not None
-        return float(f"{self.low + k * self.step:.12g}")  # 0.7 + 1·0.05 is 0.75, not 0.7500000000000001
+        return float(_decimal(self.low) + k * _decimal(self.step))
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class SearchSpace:
     @property
     def size(self) -> float:
         """Number of combinations before constraints; infinity with a continuous parameter."""
-        return math.prod(domain.size() for domain in self.domains.values())
+        return math.prod(float(domain.size()) for domain in self.domains.values())
 
     def allows(self, config: Mapping[str, Value]) -> bool:
         """Whether every constraint is obeyed."""
@@ -198,6 +199,11 @@ class SearchSpace:
 def config_key(config: Mapping[str, Any]) -> str:
     """The same text for the same configuration, whatever the order of its keys; tells 1 from True."""
     return json.dumps(config, sort_keys=True)
+
+
+def _decimal(value: float) -> Decimal:
+    """`value` as it is written: 0.7 + 1·0.05 is then 0.75, not 0.7500000000000001."""
+    return Decimal(repr(float(value)))
 
 
 def _same(a: Value, b: Value) -> bool:

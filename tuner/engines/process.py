@@ -73,6 +73,7 @@ class EngineProcess:
             os.close(self._alive)
             self._alive = -1
             self._read_exit(timeout_s=self._grace_s + 30.0)
+            self._next_line(timeout_s=5.0)  # its end: the watchdog itself is gone
             self._close()
         return self._exit_code
 

@@ -84,9 +84,7 @@ def _prose(value: str) -> str:
 
 def _variable(name: str) -> str:
     if not _VARIABLE.fullmatch(name):
-        raise refuse(
-            f"must be the name of an environment variable (letters, digits, _), got {shown(name)}"
-        )
+        raise refuse(f"must be the name of an environment variable (letters, digits, _), got {shown(name)}")
     return name
 
 

@@ -121,7 +121,10 @@ def _read_json(text: str) -> Any:
             found.setdefault(key, []).append(value)
         return {key: values[0] if len(values) == 1 else _Repeated(values) for key, values in found.items()}
 
-    return json5.loads(text, object_pairs_hook=collected)
+    try:
+        return json.loads(text, object_pairs_hook=collected)  # far faster, where no comment is in its way
+    except ValueError:
+        return json5.loads(text, object_pairs_hook=collected)
 
 
 def _reason(error: Exception) -> str:
@@ -158,16 +161,20 @@ def _shape_problems(data: Any) -> list[Problem]:
                     stack.append((key_path(path, key), value, depth + 1))
         elif isinstance(node, list):
             stack.extend((key_path(path, i), value, depth + 1) for i, value in enumerate(node))
-        elif isinstance(node, _Repeated):
-            values = ", ".join(map(shown, node.values))
-            said = f"stands {len(node.values)} times in the same object, with {values}"
-            problems.append(Problem(path, said))
-        elif isinstance(node, str):
-            if _half_pair(node):
-                problems.append(Problem(path, f"holds half a surrogate pair, got {shown(node)}"))
-        elif not isinstance(node, bool | int | float | None):
-            problems.append(Problem(path, f"must be plain JSON data, got {shown(node)}", "quote it"))
+        else:
+            problems += _scalar_problems(path, node)
     return problems[::-1]  # the stack went through the file backwards
+
+
+def _scalar_problems(path: str, node: Any) -> list[Problem]:
+    if isinstance(node, _Repeated):
+        values = ", ".join(map(shown, node.values))
+        return [Problem(path, f"stands {len(node.values)} times in the same object, with {values}")]
+    if isinstance(node, str):
+        return [Problem(path, f"holds half a surrogate pair, got {shown(node)}")] if _half_pair(node) else []
+    if isinstance(node, bool | int | float | None):
+        return []
+    return [Problem(path, f"must be plain JSON data, got {shown(node)}", "quote it")]
 
 
 def _half_pair(text: str) -> bool:

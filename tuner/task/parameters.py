@@ -112,7 +112,10 @@ def _of_known_kind(spec: Any) -> Any:
 
 
 def _kind(spec: Any) -> str:
-    return "<list>" if isinstance(spec, list) else f"<{_SPECS[spec['type']]}>"
+    if isinstance(spec, list):
+        return "<list>"
+    kind = spec["type"] if isinstance(spec, Mapping) else spec.type  # an object's where it is written out
+    return f"<{_SPECS[kind]}>"
 
 
 Parameter = Annotated[
@@ -137,9 +140,7 @@ class Range(Section):
         if self.low is None and self.high is None:
             raise refuse("must have low or high, or both")
         if self.low is not None and self.high is not None and self.low > self.high:
-            raise refuse(
-                f"low must not exceed high, got low {shown(self.low)} and high {shown(self.high)}"
-            )
+            raise refuse(f"low must not exceed high, got low {shown(self.low)} and high {shown(self.high)}")
         return self
 
 

@@ -1,0 +1,81 @@
+"""The adapters hold the contract; what is special in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from contracts.engine_contract import EngineContract
+
+from tuner.engines import make_engine
+from tuner.engines.base import Engine
+from tuner.errors import EngineUnavailable
+from tuner.failures import Cause, Stage, TrialFailed
+from tuner.task import Task, make_task
+
+
+def simulator_task(**engine: Any) -> Task:
+    return make_task(
+        {
+            "model": {"id_or_path": "llama-3.1-8b-instruct"},
+            "benchmark": {"model_name": f"served-{uuid4().hex}"},
+            "engine": engine,
+        }
+    )
+
+
+class TestSimulator(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return make_engine(simulator_task(args={"gpu": "h200"}))
+
+    @pytest.fixture
+    def hopeless(self) -> Mapping[str, Any]:
+        return {"mem-fraction-static": 0.05}
+
+    def test_it_says_that_it_is_simulated(self, engine: Engine, tmp_path: Path) -> None:
+        assert engine.simulated
+        with self._launch(engine, {}, tmp_path) as server:
+            assert "simulator" in server.info.version
+            assert server.info.effective_args["simulated"] is True
+            assert server.info.effective_args["gpu"] == "h200"
+            assert server.info.kv_tokens
+        assert "SIMULATION" in (tmp_path / "engine.log").read_text()
+
+    def test_flags_that_sglang_refuses_are_refused_before_anything_starts(self, engine: Engine) -> None:
+        for config in ({"schedule-policy": "nosuch"}, {"no-such-flag": 1}, {"tp-size": "two"}):
+            with pytest.raises(TrialFailed) as refused:
+                engine.check(config)
+            assert refused.value.failure.stage is Stage.CHECK
+            assert refused.value.failure.cause is Cause.INVALID_FLAGS
+
+    def test_no_memory_is_told_from_no_such_model(self, tmp_path: Path) -> None:
+        engine = make_engine(simulator_task())
+        with pytest.raises(TrialFailed) as starved:
+            self._launch(engine, {"mem-fraction-static": 0.05}, tmp_path).__enter__()
+        assert starved.value.failure.cause is Cause.OUT_OF_MEMORY
+        nowhere = make_engine(make_task({"model": {"id_or_path": "no/such-model"}}))
+        with pytest.raises(TrialFailed) as missing:
+            self._launch(nowhere, {}, tmp_path).__enter__()
+        assert missing.value.failure.cause is Cause.MODEL_NOT_FOUND
+
+    def test_its_own_flags_are_not_exported(self, engine: Engine) -> None:
+        command = engine.launch_command({"tp-size": 2})
+        assert "sglang.launch_server" in command and "--gpu" not in command
+        assert command[command.index("--tp-size") + 1] == "2"
+
+
+def test_an_engine_that_is_not_there_says_what_is_missing_in_one_line() -> None:
+    task = make_task({"base_runtime": "sglang", "model": {"id_or_path": "m"}, "parameters": {"tp-size": [1]}})
+    with pytest.raises(EngineUnavailable) as missing:
+        make_engine(task).version()
+    assert "pip install sglang" in str(missing.value)
+    assert "\n" not in str(missing.value)
+
+
+def test_an_unknown_engine_names_the_nearest() -> None:
+    with pytest.raises(EngineUnavailable, match="did you mean simulator"):
+        make_engine(simulator_task(), "simulater")

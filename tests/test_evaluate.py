@@ -1,0 +1,166 @@
+"""One configuration from launch to score, in the foreground: the same path that a Tune trial takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import processes
+import pytest
+
+from tuner.engines import make_engine
+from tuner.evaluate import Report, evaluate
+from tuner.failures import Cause, Stage
+from tuner.load import LOAD_GENERATORS
+from tuner.load.base import LoadResult, Target
+from tuner.metrics import RequestError, RequestRecord
+from tuner.task import Task, make_task
+from tuner.workload import LoadLevel
+
+
+def task_with(**sections: Any) -> Task:
+    return make_task(
+        {
+            "model": {"id_or_path": "llama-3.1-8b-instruct"},
+            "benchmark": {
+                "model_name": f"served-{uuid4().hex}",
+                "traffic_scenarios": ["D(64,16)"],
+                "num_concurrency": [1, 2],
+                "max_requests_per_iteration": 6,
+                **sections.pop("benchmark", {}),
+            },
+            **sections,
+        }
+    )
+
+
+def run(task: Task, folder: Path, config: dict[str, Any] | None = None, load: Any = None) -> list[Report]:
+    return list(
+        evaluate(
+            task,
+            config or {},
+            engine=make_engine(task),
+            load=load or LOAD_GENERATORS["native"],
+            seed=0,
+            gpu_ids=[],
+            log_path=folder / "engine.log",
+        )
+    )
+
+
+class ScriptedLoad:
+    """Answers every level with `script(level)`; the client that a server's misbehaviour is tried with."""
+
+    name = "scripted"
+
+    def __init__(self, script: Callable[[LoadLevel], list[RequestRecord]]) -> None:
+        self.script = script
+
+    def run(
+        self, target: Target, level: LoadLevel, *, healthy: Callable[[], bool], timeout_s: float
+    ) -> LoadResult:
+        return LoadResult(tuple(self.script(level)), window_s=1.0)
+
+
+GOOD = RequestRecord(0.0, 0.1, 0.5, 64, 16)
+BAD = RequestRecord(0.0, None, None, 0, 0, RequestError.HTTP, 500)
+CUT = RequestRecord(0.0, None, None, 0, 0, RequestError.CONNECTION)
+LATE = RequestRecord(0.0, None, None, 0, 0, RequestError.TIMEOUT)
+
+
+def test_a_report_for_every_level_and_the_engine_gone_at_the_end(tmp_path: Path) -> None:
+    task = task_with()
+    first, last = run(task, tmp_path, {"tp-size": 2})
+    assert (first.finished, first.done) == (1, False)
+    assert (last.finished, last.done, last.planned) == (2, True, 2)
+    assert last.failure is None
+    assert last.step is not None and last.step.metrics.requests_ok == 6
+    assert last.step.metrics.gpus == 2
+    assert last.score.objective and last.score.loss < 100
+    assert last.info.kv_tokens and last.start_s
+    assert not processes.with_marker(task.served_model_name)
+
+
+def test_closing_it_early_ends_the_engine(tmp_path: Path) -> None:
+    task = task_with()
+    reports = evaluate(
+        task,
+        {},
+        engine=make_engine(task),
+        load=LOAD_GENERATORS["native"],
+        seed=0,
+        gpu_ids=[],
+        log_path=tmp_path / "engine.log",
+    )
+    next(reports)
+    assert processes.with_marker(task.served_model_name)
+    reports.close()  # type: ignore[attr-defined]
+    assert not processes.with_marker(task.served_model_name)
+
+
+def test_a_refused_flag_is_a_failure_of_the_check(tmp_path: Path) -> None:
+    (report,) = run(task_with(), tmp_path, {"schedule-policy": "nosuch"})
+    assert report.done and report.failure is not None
+    assert report.failure.stage is Stage.CHECK
+    assert report.score.loss == pytest.approx(2300)
+    assert not (tmp_path / "engine.log").exists()
+
+
+def test_a_failed_start_costs_less_than_a_failed_check(tmp_path: Path) -> None:
+    (report,) = run(task_with(), tmp_path, {"mem-fraction-static": 0.05})
+    assert report.failure is not None and report.failure.cause is Cause.OUT_OF_MEMORY
+    assert report.score.loss == pytest.approx(2200)
+
+
+def test_finished_levels_of_a_failed_trial_are_kept(tmp_path: Path) -> None:
+    load = ScriptedLoad(lambda level: [GOOD] * 4 if level.concurrency == 1 else [GOOD, BAD])
+    first, last = run(task_with(), tmp_path, load=load)
+    assert first.step is not None and first.failure is None
+    assert last.failure is not None and last.failure.cause is Cause.REQUEST_ERRORS
+    assert "1 of 2 requests failed (1 http status)" in last.failure.detail
+    assert (last.finished, last.failure.progress) == (1, 0.5)
+    assert last.score.objective == pytest.approx(0.5)
+    assert last.score.loss == pytest.approx(2050)
+
+
+def test_requests_that_never_end_are_a_hang(tmp_path: Path) -> None:
+    reports = run(task_with(), tmp_path, load=ScriptedLoad(lambda level: [LATE, LATE]))
+    assert reports[-1].failure is not None and reports[-1].failure.cause is Cause.HANG
+
+
+def test_a_few_failed_requests_are_tolerated_and_counted(tmp_path: Path) -> None:
+    load = ScriptedLoad(lambda level: [GOOD] * 19 + [BAD])
+    task = task_with(benchmark={"max_error_rate": 0.05})
+    last = run(task, tmp_path, load=load)[-1]
+    assert last.failure is None and last.step is not None
+    assert last.step.metrics.errors == {"http status": 1}
+
+
+def test_an_engine_that_dies_under_load_is_told_by_its_exit(tmp_path: Path) -> None:
+    task = task_with()
+
+    def die(level: LoadLevel) -> list[RequestRecord]:
+        for pid, line in processes.with_marker(task.served_model_name).items():
+            if "watchdog" not in line:
+                os.kill(pid, signal.SIGKILL)
+        return [CUT]
+
+    last = run(task, tmp_path, load=ScriptedLoad(die))[-1]
+    assert last.failure is not None
+    assert (last.failure.stage, last.failure.cause) == (Stage.LOAD, Cause.CRASH)
+    assert last.failure.exit_code == -signal.SIGKILL
+
+
+def test_a_trial_ends_at_its_own_timeout(tmp_path: Path) -> None:
+    task = task_with(
+        benchmark={"traffic_scenarios": ["D(64,2000)"], "max_time_per_iteration": 60},
+        optimization={"timeout_per_iteration": 2.0},
+    )
+    last = run(task, tmp_path)[-1]
+    assert last.failure is not None and last.failure.cause is Cause.TRIAL_TIMEOUT
+    assert "timeout_per_iteration (2 s)" in last.failure.detail
+    assert not processes.with_marker(task.served_model_name)

@@ -1,0 +1,48 @@
+"""The adapter of the embedded simulator: SGLang's, with the simulator's process in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+
+from tuner import __version__
+from tuner.engines.base import Config
+from tuner.engines.sglang import SGLangEngine, flag_arguments
+from tuner.engines.simulator.flags import parse_args
+from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.task import Task
+
+_OWN_FLAGS = ("gpu", "noise")  # which SGLang does not have
+
+
+class SimulatorEngine(SGLangEngine):
+    """`python -m tuner.engines.simulator`: SGLang's flags, endpoints and failures without a GPU."""
+
+    name = "simulator"
+    simulated = True
+    module = "tuner.engines.simulator"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.python = sys.executable
+
+    def version(self) -> str:
+        return f"simulator-{__version__}"
+
+    def check(self, config: Config) -> None:
+        """Refuses flags that SGLang's own parser would refuse."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                parse_args(["--model-path", "m", *flag_arguments({**self.task.engine.args, **config})])
+        except SystemExit as refused:
+            code = refused.code if isinstance(refused.code, int) else 2
+            lines = said.getvalue().strip().splitlines() or ["refused"]
+            failure = Failure(Stage.CHECK, Cause.INVALID_FLAGS, lines[-1], said.getvalue(), code)
+            raise TrialFailed(failure) from refused
+
+    def launch_command(self, config: Config) -> list[str]:
+        """SGLang's own launch command: the simulator is not what anyone deploys."""
+        real = {flag: value for flag, value in self.task.engine.args.items() if flag not in _OWN_FLAGS}
+        return self._argv("python", "sglang.launch_server", {**real, **config}, "0.0.0.0", 30000)  # noqa: S104  of the user's deployment
