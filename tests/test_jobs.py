@@ -92,6 +92,10 @@ def test_a_submitted_task_is_tuned_and_its_results_kept(head: Head, tmp_path: Pa
     assert "[3/3]" in submitted.stdout and "Best:" in submitted.stdout
     trials = ResultStore(tmp_path, "job").read().trials
     assert len(trials) == 3 and trials["failure_cause"].isna().all()
+    reported = head.job(
+        *("submit", "--working-dir", ".", "--", "python", "jobs/report.py", "job", "--results", str(tmp_path))
+    )
+    assert reported.returncode == 0 and "Best:" in reported.stdout, reported.stdout + reported.stderr
 
 
 def test_a_stopped_job_keeps_its_trials_and_leaves_no_engine(head: Head, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tuner.recorder import StudyProgress
 from tuner.results import ResultStore
 from tuner.task import Task, make_task
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 SPACE = {
     "tp-size": [1, 2, 4],
@@ -47,15 +46,6 @@ def small_task(**sections: Any) -> Task:
             "optimization": {"max_iterations": 6, "n_initial_random": 3, **sections.get("optimization", {})},
         }
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    """One local cluster with eight logical GPUs for all studies of this module."""
-    from tuner.cluster import cluster
-
-    with cluster(8):
-        yield
 
 
 def test_a_study_measures_its_budget_and_knows_its_gain(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.words import WORDS
+from tuner.vocabulary import WORDS
 from tuner.workload import (
     MAX_TOKENS,
     Deterministic,

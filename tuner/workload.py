@@ -16,7 +16,7 @@ from typing import Protocol, overload
 
 import numpy as np
 
-from tuner.words import WORDS
+from tuner.vocabulary import WORDS
 
 MAX_TOKENS = 1_000_000  # of one request's input or output; no engine serves more today
 FORMS = (
