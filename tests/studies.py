@@ -113,6 +113,8 @@ def make(
     effect: Callable[[Config], float] = factor,
     noise: float = 0.15,
     sizes: float = 0.0,
+    drift: float = 0.0,
+    repeats: Sequence[Config] = (),
     simulated: bool = False,
     name: str = "llama-tune",
     description: str = "Bayesian optimization for Llama 3.2-1B",
@@ -124,12 +126,14 @@ def make(
 
     `stopped` numbers the trials that are stopped after their first load level; `noise` is the standard
     deviation of the logarithm of a request's latency, `sizes` that of its prompt's size, which is the
-    same in every trial.
+    same in every trial, `drift` that of a whole run. `repeats` are measured again at the end.
     """
     parameters = PARAMETERS if parameters is None else parameters
     searched = grid(PARAMETERS, 24, seed) if configs is None else list(configs)
     planned: list[tuple[str, Config]] = [("baseline", {})] if baseline else []
     planned += [("search", config) for config in searched]
+    first_runs = len(planned)
+    planned += [("confirm", config) for config in repeats]
     made = Made(
         about=_about(
             name=name,
@@ -139,7 +143,7 @@ def make(
             terms=terms,
             simulated=simulated,
             seed=seed,
-            planned=len(planned),
+            planned=first_runs,
             levels=levels,
         ),
         trials=[],
@@ -152,6 +156,7 @@ def make(
         cause = fails(config)
         finished = [] if cause else list(levels[:1] if number in stopped else levels)
         prompts = np.exp(np.random.default_rng(seed).normal(0.0, sizes, requests)) * effect(config)
+        prompts *= math.exp(np.random.default_rng([seed, number, 1]).normal(0.0, drift))
         measured = [_level(rng, prompts, concurrency, noise) for concurrency in finished]
         gpus = {**DEFAULTS, **config}["tp-size"]
         metrics = [summarise(records, window_s=_end_s(records), gpus=gpus) for records in measured]

@@ -6,7 +6,16 @@ Times are seconds; gains are shares (0.2: a fifth better).
 from tuner.analysis.advice import next_steps
 from tuner.analysis.answer import Gain, SloStatus, Summary, Verdict, summary
 from tuner.analysis.patterns import convergence, effects, importance, pareto, random_expectation
-from tuner.analysis.trials import Status, finished, measured, objective_of, outcome, slo_terms, status
+from tuner.analysis.trials import (
+    Status,
+    finished,
+    measured,
+    objective_of,
+    outcome,
+    slo_terms,
+    status,
+    without_repeats,
+)
 
 __all__ = [
     "Gain",
@@ -27,4 +36,5 @@ __all__ = [
     "slo_terms",
     "status",
     "summary",
+    "without_repeats",
 ]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tuner.analysis.answer import Summary, standard_error, summary
 from tuner.analysis.patterns import MIN_TRIALS, convergence, importance
-from tuner.analysis.trials import Status, Trial, finished, is_number, rows, status
+from tuner.analysis.trials import Status, Trial, finished, is_number, rows, status, without_repeats
 from tuner.failures import Cause
 from tuner.results import StudyResults
 from tuner.space import config_key
@@ -19,7 +19,7 @@ from tuner.space import config_key
 _MANY_FAILURES = 0.2  # share of the trials
 _MATTERS = 0.1  # share of variance from which a parameter counts as one that matters
 _LATE = 0.8  # an improvement after this share of the trials may not be the last
-_MACHINE = "That is the machine's fault, not the configuration's: resume the study."
+_MACHINE = "That is the machine's fault, not the configuration's: run it again."
 _REMEDY = {
     Cause.OUT_OF_MEMORY: "A constraint takes such configurations out of the space.",
     Cause.INVALID_FLAGS: "A constraint takes such configurations out of the space.",
@@ -39,6 +39,7 @@ def next_steps(results: StudyResults) -> tuple[str, ...]:
     if results.trials.empty:
         return ("No trial has ended yet.",)
     answer = summary(results)
+    results = without_repeats(results)
     found = [*_promises(answer), *_failures(results.trials)]
     found += [_NOTHING_MATTERS] if _alike(results) else _space(results, answer)
     return tuple(found)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tuner.analysis.confirmation import Confirmation, confirmation
 from tuner.analysis.trials import (
     Status,
     Trial,
@@ -24,6 +25,7 @@ from tuner.analysis.trials import (
     rows,
     slo_terms,
     status,
+    without_repeats,
 )
 from tuner.objective import Objective, SloTerm
 from tuner.results import StudyResults
@@ -46,13 +48,15 @@ class Verdict(StrEnum):
 class Gain:
     """Share by which the best improves on the baseline, with its interval (None: cannot be told).
 
-    The interval covers the spread between requests, and that the best was chosen among many. It does
-    not cover what differs from one start of the engine to the next.
+    Where both were measured again, in `rounds` repeats, the interval is from those. Otherwise it covers
+    the spread between requests, and that the best was chosen among many, but not what differs from one
+    start of the engine to the next.
     """
 
     share: float
     low: float | None = None
     high: float | None = None
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,23 @@ class Summary:
 
 
 def summary(results: StudyResults) -> Summary:
-    """The best trial (the lowest loss of those that finished) and what it bought over the baseline."""
+    """The best trial and what it bought over the baseline.
+
+    The best is the one that the repeats at the study's end favour; without repeats, the lowest loss of
+    those that finished.
+    """
     objective = objective_of(results)
+    again = confirmation(results, CONFIDENCE)
+    results = without_repeats(results)
     comparable = rows(finished(results.trials))
-    best = min(comparable, key=lambda trial: float(trial["loss"]), default=None)
-    baseline = next((trial for trial in rows(results.trials) if trial["kind"] == "baseline"), None)
+    best: Trial | None = min(comparable, key=lambda trial: float(trial["loss"]), default=None)
+    found = rows(results.trials)
+    baseline: Trial | None = next((trial for trial in found if trial["kind"] == "baseline"), None)
     gain = None
-    if best is not None and baseline is not None and status(baseline) in (Status.FINISHED, Status.HARD_SLO):
+    if again is not None:
+        best, baseline = again.best, again.baseline or baseline
+        gain = _confirmed_gain(objective, again)
+    elif best is not None and baseline is not None and status(baseline) in (Status.FINISHED, Status.HARD_SLO):
         gain = _gain(results, objective, best, baseline)
     verdict, reason = _verdict(best, baseline, gain)
     if best is None and len(measured(results.trials)):
@@ -135,9 +149,22 @@ def _judged(gain: Gain) -> tuple[Verdict, str]:
         reason = f"The gain is {size}; one run of each cannot tell how sure that is."
         return Verdict.BETTER if large else Verdict.NO_GAIN, reason
     interval = f"The {100 * CONFIDENCE:.0f} % interval of the gain"
+    once = "Each was measured once: what differs from one start of the engine to the next is not in it."
+    basis = f"It is from {gain.rounds} repeats of both." if gain.rounds else once
     if gain.low > 0:
-        return Verdict.BETTER, f"{interval} lies above zero."
-    return Verdict.NO_GAIN, f"{interval} reaches zero, so it may be chance."
+        return Verdict.BETTER, f"{interval} lies above zero. {basis}"
+    return Verdict.NO_GAIN, f"{interval} reaches zero, so it may be chance. {basis}"
+
+
+def _confirmed_gain(objective: Objective, again: Confirmation) -> Gain | None:
+    if again.baseline is None:
+        return None
+    best, defaults = float(again.best["objective"]), float(again.baseline["objective"])
+    share = objective.gain(best, defaults)
+    if again.margin is None:
+        return Gain(share, rounds=again.rounds)
+    ends = [objective.gain(best * math.exp(side * again.margin), defaults) for side in (-1, 1)]
+    return Gain(share, min(ends), max(ends), again.rounds)
 
 
 def _gain(results: StudyResults, objective: Objective, best: Trial, baseline: Trial) -> Gain:

@@ -8,6 +8,7 @@ asked, is never the best.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -53,6 +54,11 @@ def outcome(trial: Trial) -> str:
 def is_true(value: Any) -> bool:
     """Whether a nullable boolean is true; null is not."""
     return bool(pd.notna(value) and value)
+
+
+def without_repeats(results: StudyResults) -> StudyResults:
+    """The study as it was before the best were measured again."""
+    return replace(results, trials=results.trials[results.trials["kind"] != "confirm"])
 
 
 def finished(trials: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,17 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tuner.analysis import Status, Summary, Verdict, importance, next_steps, outcome, status, summary
+from tuner.analysis import (
+    Status,
+    Summary,
+    Verdict,
+    importance,
+    next_steps,
+    outcome,
+    status,
+    summary,
+    without_repeats,
+)
 from tuner.analysis.trials import Trial, is_number, is_true, parameters_of, rows
 from tuner.report import plots, words
 from tuner.report.canvas import svg
@@ -24,6 +34,7 @@ from tuner.results import StudyResults
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
+_KINDS = {"baseline": " (engine's defaults)", "confirm": " (measured again)"}
 _POINTS = "Each point is a load level of a trial that was measured to its end."
 
 
@@ -31,13 +42,15 @@ def html(results: StudyResults, launch: str | None) -> str:
     """The whole page; `launch` is the command that starts the engine with the best configuration."""
     answer = summary(results)
     unit = words.unit_of(results)
+    search = without_repeats(results)
     title = escape(str(results.about["study"]))
     body = "\n".join(
         [
             *_head(results, title),
             *_answer(answer, unit, launch),
             *_advice(results),
-            *_plots(results, answer, unit),
+            *_plots(search, answer, unit),
+            *_time_line(results),
             *_trials(results, answer, unit),
             *_task(results),
         ]
@@ -117,7 +130,6 @@ def _plots(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator
             "Share of the differences between trials that a parameter explains by itself (Kelley's ε²). "
             "With few trials these shares are rough.",
         ),
-        "Time line": (plots.timeline_plot(results), "When each trial ran, and how it ended."),
     }
     drawn = [_figure(title, figure, note) for title, (figure, note) in figures.items() if figure is not None]
     if drawn:
@@ -128,6 +140,12 @@ def _plots(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator
         yield '<h2>Effect of each parameter</h2><p class="soft">Points are finished trials, bars their '
         yield "geometric mean; a cross counts the trials with that value that did not finish. "
         yield f'Score: {words.score_label(answer, unit)}.</p><div class="plots small">{"".join(drawn)}</div>'
+
+
+def _time_line(results: StudyResults) -> Iterator[str]:
+    if (figure := plots.timeline_plot(results)) is not None:
+        drawn = _figure("Time line", figure, "When each trial ran, and how it ended; repeats come last.")
+        yield f'<div class="plots">{drawn}</div>'
 
 
 def _figure(title: str, figure: Figure, note: str) -> str:
@@ -190,7 +208,7 @@ def _outcome(trial: Trial) -> str:
         if pd.notna(value)
     ]
     lines += [f"<pre>{escape(text)}</pre>" for text in texts if pd.notna(text) and text]
-    ended = escape(outcome(trial) + (" (engine's defaults)" if trial["kind"] == "baseline" else ""))
+    ended = escape(outcome(trial) + _KINDS.get(trial["kind"], ""))
     return f"<details><summary>{ended}</summary>{''.join(lines)}</details>" if lines else ended
 
 

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tuner.analysis import Status, Summary, Verdict, finished, next_steps, summary
+from tuner.analysis import Status, Summary, Verdict, finished, next_steps, summary, without_repeats
 from tuner.analysis.trials import Trial, is_true, rows
 from tuner.report import words
 from tuner.results import StudyResults
@@ -26,7 +26,7 @@ def terminal(results: StudyResults, launch: str | None) -> RenderableType:
         *_title(results),
         *_answer(answer, unit),
         *_launch(launch),
-        *_top(results, answer, unit),
+        *_top(without_repeats(results), answer, unit),
         *_failures(answer),
         *_advice(results),
     )

@@ -10,7 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from tuner.analysis import Gain, SloStatus, Status, Summary, Verdict, finished, objective_of, status
+from tuner.analysis import (
+    Gain,
+    SloStatus,
+    Status,
+    Summary,
+    Verdict,
+    finished,
+    objective_of,
+    status,
+    without_repeats,
+)
 from tuner.analysis.answer import CONFIDENCE
 from tuner.analysis.trials import Trial, is_true
 from tuner.objective import Objective
@@ -104,9 +114,12 @@ def subject(results: StudyResults) -> str:
     about = results.about
     model = about["task"].get("model", {}).get("id_or_path", "?")
     engine = engine_text(about.get("engine", "?"), about.get("engine_version"))
-    ended = len(results.trials)
+    ended = len(without_repeats(results).trials)
+    repeats = len(results.trials) - ended
     planned = about.get("planned_trials") or ended
     count = f"{ended} trial{'s' * (ended != 1)}" if ended >= planned else f"{ended} of {planned} trials"
+    if repeats:
+        count += f" and {repeats} repeat{'s' * (repeats != 1)}"
     return f"{model} on {engine}, {count}{_elapsed(results.trials)}"
 
 

@@ -1,0 +1,99 @@
+"""What repeats at a study's end are worth: luck is not called gain, and gain is found."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import studies
+
+from tuner.analysis import Verdict, summary, without_repeats
+from tuner.analysis.trials import Trial
+
+GRID = studies.grid(studies.PARAMETERS, 24)
+
+
+def equal(config: studies.Config) -> float:
+    return 1.0
+
+
+def repeated(made: studies.Made, rounds: int = 2) -> list[studies.Config]:
+    """What a study would measure again after `made`: its two best and the baseline, in turn."""
+    first = without_repeats(made.results()).trials
+    searched = first[(first["kind"] == "search") & first["failure_cause"].isna()].sort_values("loss")
+    return [config for _ in range(rounds) for config in [{}, *searched["config"][:2]]]
+
+
+def study(seed: int, **options: object) -> studies.Made:
+    """A study with its repeats."""
+    first = studies.make(GRID, seed=seed, **options)  # type: ignore[arg-type]
+    return studies.make(GRID, seed=seed, repeats=repeated(first), **options)  # type: ignore[arg-type]
+
+
+def verdicts(effect: object, drift: float, runs: int) -> list[Verdict]:
+    return [
+        summary(
+            study(
+                seed, effect=effect, drift=drift, fails=studies.never_fails, noise=0.02, requests=8
+            ).results()
+        ).verdict
+        for seed in range(runs)
+    ]
+
+
+def test_the_luckiest_of_equal_configurations_is_not_called_better() -> None:
+    found = verdicts(equal, drift=0.02, runs=40)
+    assert found.count(Verdict.BETTER) <= 4  # 5 % are expected, in one direction half of that
+
+
+def test_a_gain_well_above_the_drift_is_found() -> None:
+    found = verdicts(studies.factor, drift=0.01, runs=20)
+    assert found.count(Verdict.BETTER) >= 18
+
+
+def test_the_answer_is_of_the_repeats_and_says_so() -> None:
+    made = study(1, drift=0.02, fails=studies.never_fails)
+    answer = summary(made.results())
+    assert answer.best is not None and answer.gain is not None and answer.gain.low is not None
+    again = [row for row in made.trials if row["kind"] == "confirm" and row["config"] == _text(answer.best)]
+    mean = math.exp(sum(math.log(row["objective"]) for row in again) / len(again))
+    assert answer.best["objective"] == pytest.approx(mean)
+    assert answer.best["kind"] == "search"
+    assert answer.gain.rounds == len(again) == 2
+    assert answer.gain.low < answer.gain.share < (answer.gain.high or 0)
+    assert "2 repeats" in answer.reason
+
+
+def test_the_defaults_win_where_the_repeats_favour_them() -> None:
+    first = studies.make(GRID[:4], effect=equal, drift=0.1, seed=3)
+    made = studies.make(GRID[:4], effect=equal, drift=0.1, seed=3, repeats=repeated(first))
+    for row in made.trials:
+        if row["kind"] == "confirm" and row["config"] != "{}":
+            row["loss"] += 1.0
+    answer = summary(made.results())
+    assert answer.defaults_are_best and answer.verdict is Verdict.NO_GAIN
+
+
+def test_a_finalist_that_fails_when_repeated_is_not_recommended() -> None:
+    first = studies.make(GRID[:4], effect=studies.factor, fails=studies.never_fails)
+    again = repeated(first)
+    made = studies.make(GRID[:4], effect=studies.factor, fails=studies.never_fails, repeats=again)
+    winner = summary(made.results()).best
+    assert winner is not None
+    for row in made.trials:
+        if row["kind"] == "confirm" and row["config"] == _text(winner):
+            row["failure_cause"] = "crash"
+    other = summary(made.results()).best
+    assert other is not None and other["config"] != winner["config"]
+
+
+def test_one_round_has_an_interval_through_the_baselines_first_run() -> None:
+    first = studies.make(GRID[:6], fails=studies.never_fails)
+    made = studies.make(GRID[:6], fails=studies.never_fails, repeats=repeated(first, rounds=1))
+    gain = summary(made.results()).gain
+    assert gain is not None and gain.rounds == 1 and gain.low is not None
+
+
+def _text(trial: Trial) -> str:
+    return json.dumps(trial["config"])

@@ -1,0 +1,101 @@
+"""What the repeats at a study's end say: which configuration is best, and by how much it beats the defaults.
+
+The best of many single measurements is partly lucky; repeats that were made afterwards are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from tuner.analysis.trials import Status, Trial, objective_of, rows, status
+from tuner.results import StudyResults
+from tuner.space import config_key
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The configuration that the repeats favour, and the baseline, as rows that hold their means.
+
+    `rounds` is how often each was measured again; `margin` the half width of the confidence interval of
+    log(best objective / baseline objective), None where it cannot be told.
+    """
+
+    best: Trial
+    baseline: Trial | None
+    rounds: int
+    margin: float | None
+
+
+def confirmation(results: StudyResults, confidence: float) -> Confirmation | None:
+    """The verdict of the repeats; None where nothing was repeated to its end.
+
+    The interval is Student's, with the variance of log(objective) between repeats pooled over all
+    configurations that were repeated. The baseline's first run counts as a repeat: it was not picked for
+    its result.
+    """
+    first = {config_key(trial["config"]): trial for trial in _kind(results, "baseline", "search")}
+    repeats: dict[str, list[Trial]] = {}
+    for trial in _kind(results, "confirm"):
+        repeats.setdefault(config_key(trial["config"]), []).append(trial)
+    whole = {
+        key: trials
+        for key, trials in repeats.items()
+        if key in first and all(status(trial) is Status.FINISHED for trial in trials)
+    }
+    defaults = config_key({})
+    if not whole.keys() - {defaults}:
+        return None
+    best = min(whole, key=lambda key: np.mean([trial["loss"] for trial in whole[key]]))
+    groups = dict(whole)
+    if defaults in groups and status(first[defaults]) is Status.FINISHED:
+        groups[defaults] = [first[defaults], *whole[defaults]]
+    known = best != defaults and defaults in groups
+    return Confirmation(
+        best=_averaged(results, first[best], groups[best]),
+        baseline=_averaged(results, first[defaults], groups[defaults]) if defaults in groups else None,
+        rounds=len(whole[best]),
+        margin=_margin(groups, best, defaults, confidence) if known else None,
+    )
+
+
+def _kind(results: StudyResults, *kinds: str) -> list[dict[str, Any]]:
+    return rows(results.trials[results.trials["kind"].isin(kinds)])
+
+
+def _averaged(results: StudyResults, first: Trial, repeats: list[Trial]) -> Trial:
+    """The first run's row with the means of its repeats; geometric where values are ratios."""
+    sign = -1.0 if objective_of(results).maximise else 1.0
+    loss = float(np.mean([trial["loss"] for trial in repeats]))
+    worst = max(repeats, key=lambda trial: -math.inf if _null(trial) else trial["slo_worst_violation"])
+    return {
+        **first,
+        "objective": math.exp(float(np.mean(_logs(repeats)))),
+        "score": math.exp(sign * loss),
+        "loss": loss,
+        **{name: worst[name] for name in ("slo_met", "slo_worst", "slo_worst_violation")},
+    }
+
+
+def _null(trial: Trial) -> bool:
+    violation = trial["slo_worst_violation"]
+    return violation is None or math.isnan(violation)
+
+
+def _logs(trials: list[Trial]) -> list[float]:
+    return [math.log(trial["objective"]) for trial in trials]
+
+
+def _margin(groups: Mapping[str, list[Trial]], one: str, two: str, confidence: float) -> float | None:
+    logs = {key: np.array(_logs(trials)) for key, trials in groups.items()}
+    freedom = sum(len(values) - 1 for values in logs.values())
+    if freedom < 1:
+        return None
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in logs.values())
+    error = math.sqrt(squares / freedom * (1 / len(logs[one]) + 1 / len(logs[two])))
+    return float(student_t.ppf((1 + confidence) / 2, freedom)) * error
