@@ -18,7 +18,7 @@ def cut_short(task: Task) -> Task:
     """`task` with three trials of a few requests."""
     return task.model_copy(
         update={
-            "optimization": task.optimization.model_copy(update={"max_iterations": 3}),
+            "optimization": task.optimization.model_copy(update={"max_iterations": 3, "confirm": 0}),
             "benchmark": task.benchmark.model_copy(update={"max_requests_per_iteration": 5}),
         }
     )

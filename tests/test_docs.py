@@ -64,7 +64,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with configs/quickstart.json, cut short, as the documents' commands find it."""
     folder = tmp_path_factory.mktemp("workplace")
     task = json5.loads((REPOSITORY / "configs" / "quickstart.json").read_text())
-    task["optimization"]["max_iterations"] = 3
+    task["optimization"] |= {"max_iterations": 3, "confirm": 1}
     task["benchmark"]["max_requests_per_iteration"] = 5
     (folder / "configs").mkdir()
     (folder / "configs" / "quickstart.json").write_text(json.dumps(task))

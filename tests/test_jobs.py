@@ -131,7 +131,7 @@ def _task_file(marker: str, trials: int) -> Path:
             "tp-size": [1, 2],
             "chunked-prefill-size": {"type": "integer", "low": 512, "high": 8192},
         },
-        "optimization": {"strategy": "random", "max_iterations": trials},
+        "optimization": {"strategy": "random", "max_iterations": trials, "confirm": 0},
         "benchmark": {
             "model_name": marker,
             "traffic_scenarios": ["D(64,16)"],

@@ -43,7 +43,12 @@ def small_task(**sections: Any) -> Task:
                 "max_requests_per_iteration": 6,
             },
             **sections,
-            "optimization": {"max_iterations": 6, "n_initial_random": 3, **sections.get("optimization", {})},
+            "optimization": {
+                "max_iterations": 6,
+                "n_initial_random": 3,
+                "confirm": 0,
+                **sections.get("optimization", {}),
+            },
         }
     )
 

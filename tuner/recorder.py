@@ -167,13 +167,14 @@ class Recorder(tune.Callback):
 
     def _announce(self, info: TrialInfo, report: Report, row: dict[str, Any], running: int | None) -> None:
         failure, best = report.failure, self._progress.best
-        name = f"trial {info.number}: {config_text(info.config)}"
+        again = " (measured again)" if info.kind == "confirm" else ""
+        name = f"trial {info.number}{again}: {config_text(info.config)}"
         if failure is not None:
             LOG.info("Failed (%s, %s): %s: %s", failure.stage, failure.cause, name, failure.detail)
         else:
             unit = self._task.objective.unit
             LOG.info("Finished %s: %.6g %s", name, report.score.score, unit)
-            if best is None or row["loss"] < best["loss"]:
+            if info.kind != "confirm" and (best is None or row["loss"] < best["loss"]):
                 best = row
                 LOG.info("New best score: %.6g %s (%s)", report.score.score, unit, name)
         self._tell(

@@ -20,7 +20,7 @@ class TrialInfo:
     """What identifies a trial and where it ran."""
 
     number: int
-    kind: str  # "baseline" or "search"
+    kind: str  # "baseline", "search" or "confirm"
     config: Config
     gpu_ids: Sequence[str]
     started_at: datetime

@@ -1,12 +1,14 @@
 """Which configuration is tried next: a strategy as a Ray Tune searcher.
 
 `StudySearcher` stands between Tune and an inner searcher (OptunaSearch, HyperOptSearch, a grid). It
-measures the baseline first, answers for what is already known, keeps to the budget, and holds back
-while no GPU is free. The inner searcher sees every outcome as a finite loss, failures included.
+measures the baseline first, answers for what is already known, keeps to the budget, holds back while
+no GPU is free, and at the end measures the best again. The inner searcher sees every outcome as a
+finite loss, failures included.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,11 +22,13 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tuner.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.failures import Failure
+from tuner.objective import HARD_SLO_TIER
 from tuner.plan import planned_trials
 from tuner.space import SearchSpace, Value, config_key
 from tuner.task import Task
 
 METRIC, MODE = "loss", "min"
+FINALISTS = 2  # configurations that are measured again at the end
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
 _FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
 
@@ -35,7 +39,7 @@ Config = dict[str, Value]
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A trial to run: its number within the study, its kind ("baseline" or "search"), its flags."""
+    """A trial to run: its number within the study, its kind ("baseline", "search", "confirm"), its flags."""
 
     number: int
     kind: str
@@ -56,9 +60,12 @@ class _Pending:
 
 
 class StudySearcher(Searcher):
-    """The searcher that a study gives to Tune. `budget` counts the trials that are run.
+    """The searcher that a study gives to Tune.
 
-    `gpus(config)` is what a configuration needs, `total_gpus` what the cluster has.
+    `budget` counts the trials of the search. Then come `rounds` of confirmation, in which the `FINALISTS`
+    best configurations and the baseline are measured again in turn: the best of many is partly lucky, and
+    only repeats tell luck from gain. `gpus(config)` is what a configuration needs, `total_gpus` what the
+    cluster has.
     """
 
     def __init__(
@@ -69,21 +76,30 @@ class StudySearcher(Searcher):
         *,
         budget: int,
         baseline: bool,
+        rounds: int,
         seed: int,
         gpus: Callable[[Config], int] = lambda config: 1,
         total_gpus: float = float("inf"),
     ) -> None:
         super().__init__(metric=METRIC, mode=MODE)
         self._inner, self._encoding, self._space = inner, encoding, space
-        self.budget, self._baseline_due = budget, baseline
+        self.budget, self.baseline, self.rounds = budget, baseline, rounds
+        self._baseline_due = baseline
         self._gpus, self._total_gpus = gpus, total_gpus
         self._refuse: Callable[[Config], Failure | None] = lambda config: None
         self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
         self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
         self._losses: dict[str, float] = {}
+        self._measured: dict[str, Config] = {}
+        self._confirmations: Iterator[Config] | None = None
         self._pending: dict[str, _Pending] = {}
         self._asked = self._numbered = self._launched = 0
         self._held: _Pending | None = None
+
+    @property
+    def planned(self) -> int:
+        """Trials of the search and of the confirmation, at the most."""
+        return self.budget + self.rounds * (FINALISTS + self.baseline)
 
     def guard(
         self, refuse: Callable[[Config], Failure | None], on_refused: Callable[[Suggestion, Failure], float]
@@ -96,9 +112,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
-        if self._launched >= self.budget:
-            return Searcher.FINISHED
-        self._held = self._held or self._next()
+        self._held = self._held or self._due()
         if self._held is None:
             return None if self._pending else Searcher.FINISHED
         in_use = sum(pending.gpus for pending in self._pending.values())
@@ -106,8 +120,8 @@ class StudySearcher(Searcher):
             return None
         pending, self._held = self._held, None
         self._pending[trial_id] = pending
-        self._launched += 1
         suggestion = pending.suggestion
+        self._launched += suggestion.kind != "confirm"
         return {"number": suggestion.number, "kind": suggestion.kind, "flags": dict(suggestion.config)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -123,8 +137,11 @@ class StudySearcher(Searcher):
             for inner_id in pending.inner_ids:
                 self._inner.on_trial_complete(inner_id, error=True)
             return
-        loss = float(result[METRIC])
-        self._losses[pending.suggestion.key] = loss
+        suggestion, loss = pending.suggestion, float(result[METRIC])
+        if suggestion.kind == "confirm":
+            return
+        self._losses[suggestion.key] = loss
+        self._measured[suggestion.key] = suggestion.config
         for inner_id in pending.inner_ids:
             self._tell(inner_id, loss)
 
@@ -133,6 +150,28 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see `save`."""
+
+    def _due(self) -> _Pending | None:
+        """What comes next: the search, and when all of it has ended, the confirmation."""
+        if self._launched < self.budget and (found := self._next()):
+            return found
+        if any(pending.suggestion.kind != "confirm" for pending in self._pending.values()):
+            return None
+        if self._confirmations is None:
+            self._confirmations = self._to_confirm()
+        config = next(self._confirmations, None)
+        return None if config is None else self._new("confirm", config)
+
+    def _to_confirm(self) -> Iterator[Config]:
+        """The finalists and the baseline, in turn; nothing where nothing beats the baseline."""
+        defaults = config_key({})
+        bound = min(HARD_SLO_TIER / 2, self._losses.get(defaults, math.inf))
+        ranked = sorted((key for key in self._measured if key != defaults), key=self._losses.__getitem__)
+        finalists = [self._measured[key] for key in ranked[:FINALISTS] if self._losses[key] < bound]
+        if not finalists:
+            return
+        for _ in range(self.rounds):
+            yield from ([{}, *finalists] if self.baseline else finalists)
 
     def _next(self) -> _Pending | None:
         """A configuration that nobody has tried; None where there is none (for now)."""
@@ -144,7 +183,7 @@ class StudySearcher(Searcher):
             inner_id = f"ask-{self._asked}"
             point: Any = self._inner.suggest(inner_id)
             if point is None or point == Searcher.FINISHED:
-                return None
+                break
             found = self._take(self._encoding.decode(point), inner_id)
             if found:
                 return found
@@ -249,6 +288,7 @@ def make_searcher(task: Task, *, seed: int, **limits: Any) -> StudySearcher:
         space,
         budget=planned_trials(task),
         baseline=options.baseline,
+        rounds=options.confirm,
         seed=seed,
         **limits,
     )

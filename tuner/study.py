@@ -88,10 +88,10 @@ def run_study(
         context = TrialContext(name, task, adapter.name, seed)
         searcher = make_searcher(task, seed=seed, gpus=adapter.gpus, total_gpus=resources.gpus)
         store.create(_about(task, adapter, name, seed, version, source, searcher))
-        recorder = Recorder(store, task, adapter, searcher.budget, watch)
+        recorder = Recorder(store, task, adapter, searcher.planned, watch)
         searcher.guard(lambda config: _refusal(adapter, config, resources), recorder.refused)
         with _study_log(log_path), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            LOG.info("Study %s: %d trials, %d at once, seed %d", name, searcher.budget, at_once, seed)
+            LOG.info("Study %s: %d trials, %d at once, seed %d", name, searcher.planned, at_once, seed)
             interrupted = _fit(context, searcher, recorder, at_once, scratch)
             LOG.info("Study %s: %s", name, "interrupted" if interrupted else "done")
     return StudyOutcome(store.read(), store.location, log_path, interrupted)

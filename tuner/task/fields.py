@@ -52,6 +52,8 @@ def key_path(path: str, key: str | int) -> str:
 
 
 def plain_value(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        raise refuse(f"must not hold a NUL character, got {shown(value)}")
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):

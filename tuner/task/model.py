@@ -62,11 +62,16 @@ class Optimization(Section):
         "maximize_throughput",
         "maximize_output_throughput",
     ] = "minimize_latency"
-    max_iterations: int = Field(100, ge=1, le=100_000, description="Trials measured, the baseline included.")
+    max_iterations: int = Field(
+        100, ge=1, le=100_000, description="Trials of the search, the baseline included."
+    )
     n_initial_random: int = Field(5, ge=0, le=100_000, description="Random trials before the model's own.")
     timeout_per_iteration: Seconds = Field(600.0, description="Seconds for one whole trial.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Default: drawn, and recorded in study.json.")
     baseline: bool = Field(True, description="Measure the engine's own defaults first, as trial 0.")
+    confirm: int = Field(
+        2, ge=0, le=20, description="Times that the best two and the baseline are measured again at the end."
+    )
 
     @property
     def enumerates(self) -> bool:
