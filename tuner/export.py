@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString as _Quoted  # kubectl reads YAML 1.1: on is true
 
 PORT = 30000
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
@@ -57,12 +58,12 @@ def docker(deployment: Deployment) -> str:
 
 def kubernetes(deployment: Deployment) -> str:
     """An apps/v1 Deployment with GPU limits and probes; secrets come from a Secret of the same name."""
-    name = re.sub(r"[^a-z0-9]+", "-", deployment.name.lower()).strip("-")[:50] or "engine"
+    name = _Quoted(re.sub(r"[^a-z0-9]+", "-", deployment.name.lower())[:50].strip("-") or "engine")
     probe = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10}
     container = {
         "name": "engine",
-        "image": deployment.image,
-        "command": list(deployment.argv),
+        "image": _Quoted(deployment.image),
+        "command": [_Quoted(word) for word in deployment.argv],
         "env": [_kubernetes_env(name, key, value) for key, value in deployment.env.items()],
         "ports": [{"containerPort": PORT}],
         "resources": {"limits": {"nvidia.com/gpu": deployment.gpus}},
@@ -76,7 +77,7 @@ def kubernetes(deployment: Deployment) -> str:
         "kind": "Deployment",
         "metadata": {
             "name": name,
-            **({"namespace": deployment.namespace} if deployment.namespace else {}),
+            **({"namespace": _Quoted(deployment.namespace)} if deployment.namespace else {}),
             "labels": labels,
         },
         "spec": {
@@ -86,7 +87,10 @@ def kubernetes(deployment: Deployment) -> str:
         },
     }
     text = io.StringIO()
-    YAML(typ="safe", pure=True).dump(manifest, text)
+    yaml = YAML()
+    yaml.representer.ignore_aliases = lambda data: True  # written out: people read and edit it
+    yaml.allow_unicode, yaml.width = False, 2**20  # odd characters and folded lines would not come back whole
+    yaml.dump(manifest, text)
     return _commented(deployment.note) + text.getvalue()
 
 
@@ -124,5 +128,6 @@ def _shell_value(name: str, value: str) -> str:
 
 def _kubernetes_env(secret: str, name: str, value: str) -> dict[str, Any]:
     if _SECRET.search(name):
-        return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
-    return {"name": name, "value": value}
+        key = {"name": secret, "key": _Quoted(name)}
+        return {"name": _Quoted(name), "valueFrom": {"secretKeyRef": key}}
+    return {"name": _Quoted(name), "value": _Quoted(value)}

@@ -100,6 +100,8 @@ class Float:
         return int((_decimal(self.high) - _decimal(self.low)) // _decimal(self.step))
 
     def values(self) -> tuple[Value, ...] | None:
+        if self.low == self.high:
+            return (self.low,)
         if self.step is None or self.steps >= _LARGEST_GRID:
             return None
         return tuple(self._at(k) for k in range(self.steps + 1))
@@ -112,6 +114,8 @@ class Float:
         return self.step is None or math.isclose(self.snap(value), value, rel_tol=1e-9, abs_tol=1e-12)
 
     def size(self) -> float:
+        if self.low == self.high:
+            return 1
         return math.inf if self.step is None else self.steps + 1
 
     def snap(self, value: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -94,15 +95,17 @@ class EngineProcess:
         word, _, code = self._next_line(timeout_s).partition(" ")
         if word == "exit":
             self._exit_code = int(code)
+        elif word == "gone" and self._exit_code is None:  # killed, and with it the command
+            self._exit_code = -signal.SIGKILL
 
     def _next_line(self, timeout_s: float) -> str:
-        """The watchdog's next line; empty where none came in time, or where it is gone."""
+        """The watchdog's next line; empty where none came in time, `gone` where the watchdog is."""
         while b"\n" not in self._said:
             if not select.select([self._status], [], [], timeout_s)[0]:
                 return ""
             chunk = os.read(self._status, 4096)
             if not chunk:
-                return ""
+                return "gone"
             self._said += chunk
         line, _, self._said = self._said.partition(b"\n")
         return line.decode(errors="replace")

@@ -1,0 +1,206 @@
+"""Exports: what is printed can be run as it stands, and gives no secret away."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from tuner.export import FORMATS, Deployment, docker, flags_json, kubernetes, shell
+
+ARGV = ["python", "-m", "sglang.launch_server", "--model-path", "m", "--tp-size", "2", "--enable-metrics"]
+SECRETS = {
+    "HF_TOKEN": "hf_s3cret",
+    "OPENAI_API_KEY": "sk-s3cret",
+    "db_password": "s3cret",
+    "MY_SECRET": "s3cret",
+}
+HOSTILE = [
+    "a b",
+    "$HOME",
+    "`id`",
+    "$(id)",
+    "'",
+    '"',
+    "; rm -rf /",
+    "&& x",
+    "a\\b",
+    "*",
+    "#x",
+    "é",
+    "-",
+    "",
+    "a: b",
+    "- c",
+    "{x}",
+    "~",
+    "!!int 3",
+    "true",
+    "null",
+    "1",
+]
+
+
+def deployment(**values: Any) -> Deployment:
+    usual: dict[str, Any] = {
+        **{"argv": ARGV, "flags": {"tp-size": 2, "enable-metrics": True}, "gpus": 2},
+        **{"name": "my-study", "image": "lmsysorg/sglang:v0.5.2"},
+    }
+    return Deployment(**{**usual, **values})
+
+
+def words(command: str) -> list[str]:
+    """A command's words as a POSIX shell splits them; shlex knows no continued lines."""
+    return shlex.split(re.sub(r" \\\n  (?=--)", " ", command), comments=True)
+
+
+def manifest(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def container(text: str) -> Any:
+    [only] = manifest(text)["spec"]["template"]["spec"]["containers"]
+    return only
+
+
+# --- shell ---------------------------------------------------------------------------------------------
+
+
+def test_a_shell_command_a_flag_to_a_line() -> None:
+    assert shell(deployment(env={"A": "1"})) == (
+        "A=1 python -m sglang.launch_server \\\n  --model-path m --tp-size 2 \\\n  --enable-metrics\n"
+    )
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+
+
+@example(["?0", "\x85", "a \U00010000\x1f" * 9])
+@given(st.lists(TEXT | st.sampled_from(HOSTILE), min_size=1, max_size=8))
+def test_any_argv_comes_back_from_the_shell_command(rest: list[str]) -> None:
+    argv = ["python", *rest]
+    assert words(shell(deployment(argv=argv))) == argv
+    assert words(docker(deployment(argv=argv)))[-len(argv) :] == argv
+    assert container(kubernetes(deployment(argv=argv)))["command"] == argv
+
+
+@settings(max_examples=10)
+@given(st.lists(TEXT | st.sampled_from(HOSTILE), min_size=1, max_size=8), TEXT | st.sampled_from(HOSTILE))
+def test_a_real_shell_runs_it_as_it_is(rest: list[str], value: str) -> None:
+    program = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['VALUE']]))"
+    argv = [sys.executable, "-I", "-S", "-c", program, *rest]
+    command = shell(
+        deployment(argv=argv, env={"VALUE": value}, note="Found on the SIMULATOR.\nTwice; rm -rf /")
+    )
+    env = {"LC_ALL": "C.UTF-8"}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, env=env)
+    assert json.loads(done.stdout) == [rest, value]
+
+
+# --- docker --------------------------------------------------------------------------------------------
+
+
+def test_a_docker_command_gives_the_container_its_gpus() -> None:
+    found = words(docker(deployment(env={"A": "x y", "HF_TOKEN": "hf_s3cret"})))
+    at = found.index("lmsysorg/sglang:v0.5.2")
+    options = found[:at]
+    assert options[:3] == ["docker", "run", "--rm"]
+    assert options[options.index("--gpus") + 1] == "2"
+    assert options[options.index("-p") + 1] == "30000:30000"
+    assert "--ipc=host" in options
+    assert [options[i + 1] for i, word in enumerate(options) if word == "-e"] == ["A=x y", "HF_TOKEN"]
+    assert found[at + 1 :] == ARGV
+
+
+# --- Kubernetes ----------------------------------------------------------------------------------------
+
+
+def test_a_kubernetes_deployment() -> None:
+    text = kubernetes(deployment(namespace="autotuner", env={"A": "1", "HF_TOKEN": "hf_s3cret"}))
+    found = manifest(text)
+    assert (found["apiVersion"], found["kind"]) == ("apps/v1", "Deployment")
+    assert found["metadata"] == {"name": "my-study", "namespace": "autotuner", "labels": {"app": "my-study"}}
+    spec = found["spec"]
+    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] == {"app": "my-study"}
+    assert container(text)["resources"] == {"limits": {"nvidia.com/gpu": 2}}
+    assert container(text)["image"] == "lmsysorg/sglang:v0.5.2"
+    assert container(text)["ports"] == [{"containerPort": 30000}]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container(text)[probe]["httpGet"] == {"path": "/health", "port": 30000}
+        assert container(text)[probe]["periodSeconds"] > 0
+    assert container(text)["env"] == [
+        {"name": "A", "value": "1"},
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "my-study", "key": "HF_TOKEN"}}},
+    ]
+    assert "*id" not in text and "&id" not in text
+
+
+def test_without_a_namespace_there_is_none() -> None:
+    assert "namespace" not in manifest(kubernetes(deployment()))["metadata"]
+
+
+@example("a" * 49 + "-b")
+@given(TEXT | st.sampled_from([*HOSTILE, "A_B c", "x" * 300, "-a-", "Ünï"]))
+def test_any_study_gives_a_name_that_kubernetes_takes(name: str) -> None:
+    found = manifest(kubernetes(deployment(name=name)))["metadata"]["name"]
+    assert 0 < len(found) <= 63
+    assert found.isascii() and found == found.lower()
+    assert found[0].isalnum() and found[-1].isalnum()
+    assert all(character.isalnum() or character == "-" for character in found)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_every_environment_value_stays_text(value: str) -> None:
+    [variable] = container(kubernetes(deployment(env={"A": value})))["env"]
+    assert variable == {"name": "A", "value": value}
+    assert f"A={value}" in words(docker(deployment(env={"A": value})))
+
+
+@pytest.mark.parametrize(
+    "word", ["on", "no", "y", "012", "1_000", "1:30", "0x1f", "1e3", "null", "2026-01-01"]
+)
+def test_every_word_is_text_in_yaml_1_1_too(word: str) -> None:
+    text = kubernetes(
+        deployment(argv=[word], image=word, name=word, namespace=word, env={word: word, "N_TOKEN": ""})
+    )
+    kubectl = YAML(typ="safe", pure=True)
+    kubectl.version = (1, 1)
+    found = kubectl.load(text)
+    assert found == manifest(text)
+    [inside] = found["spec"]["template"]["spec"]["containers"]
+    assert (inside["command"], inside["image"]) == ([word], word)
+    assert inside["env"][0] == {"name": word, "value": word}
+    assert found["metadata"]["namespace"] == word
+
+
+# --- all of them ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_secrets_never_appear(form: str) -> None:
+    assert "s3cret" not in FORMATS[form](deployment(env=SECRETS))
+
+
+@pytest.mark.parametrize("form", ["shell", "docker", "kubernetes"])
+def test_secrets_are_asked_for_by_name(form: str) -> None:
+    text = FORMATS[form](deployment(env=SECRETS))
+    assert all(name in text for name in SECRETS)
+
+
+@pytest.mark.parametrize("form", ["shell", "docker", "kubernetes"])
+def test_a_note_is_a_comment(form: str) -> None:
+    note = "Found on the SIMULATOR.\nMeasure it: twice."
+    plain, noted = (FORMATS[form](deployment(note=each)) for each in ("", note))
+    assert noted == "# Found on the SIMULATOR.\n# Measure it: twice.\n" + plain
+
+
+def test_the_flags_as_json() -> None:
+    assert json.loads(flags_json(deployment())) == {"tp-size": 2, "enable-metrics": True}

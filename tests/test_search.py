@@ -1,0 +1,148 @@
+"""Search: every strategy keeps the same promises, and TPE is worth more than luck."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, ClassVar
+
+import pytest
+from contracts.strategy_contract import ContinuousStrategyContract, Game, StrategyContract, bowl, corners
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.encoding import encode, hyperopt_integers, optuna_integers
+from tuner.search import make_searcher
+from tuner.space import Categorical, Float, Integer, SearchSpace, config_key
+from tuner.task import make_task
+from tuner.task.model import DEFAULT_PARAMETERS
+
+
+class TestTpe(ContinuousStrategyContract):
+    optimization: ClassVar = {"strategy": "bayesian", "sampler": "tpe"}
+
+
+class TestHyperopt(ContinuousStrategyContract):
+    optimization: ClassVar = {"strategy": "bayesian", "sampler": "hyperopt"}
+
+
+class TestRandom(ContinuousStrategyContract):
+    optimization: ClassVar = {"strategy": "random"}
+
+
+class TestGrid(StrategyContract):
+    optimization: ClassVar = {"strategy": "grid"}
+
+    def test_without_a_limit_it_runs_through_the_whole_grid(self) -> None:
+        game = Game(
+            make_searcher(make_task({"optimization": {"strategy": "grid_search", "confirm": 0}}), seed=1)
+        )
+        assert (len(game.trials), len(set(game.keys))) == (81, 80)
+
+    def test_its_order_is_shuffled(self) -> None:
+        task = self.task({"x": list(range(30))})
+        xs = [flags["x"] for flags in Game(self.searcher(task)).flags]
+        assert sorted(xs) == list(range(30)) != xs
+
+
+# --- is it any good ------------------------------------------------------------------------------------
+
+SEEDS = range(10)
+NOT_FOUND = 31
+
+
+def found_after(optimization: dict[str, Any], seed: int) -> int:
+    """The number of trials after which the best of the documents' 80 configurations was found."""
+    best = random.Random(seed).choice(corners(DEFAULT_PARAMETERS))
+    task = make_task(
+        {"optimization": {**optimization, "max_iterations": 30, "baseline": False, "confirm": 0}}
+    )
+    flags = Game(make_searcher(task, seed=seed), lambda flags: bowl(flags, best, DEFAULT_PARAMETERS)).flags
+    return flags.index(best) + 1 if best in flags else NOT_FOUND
+
+
+def test_tpe_finds_the_best_of_80_in_30_trials_and_beats_luck() -> None:
+    modelled = [found_after({"strategy": "bayesian"}, seed) for seed in SEEDS]
+    lucky = [found_after({"strategy": "random"}, seed) for seed in SEEDS]
+    found, by_luck = (sum(count < NOT_FOUND for count in counts) for counts in (modelled, lucky))
+    assert found >= 7, modelled
+    assert found > by_luck, (modelled, lucky)
+    assert sum(modelled) < sum(lucky), (modelled, lucky)
+
+
+def test_hyperopt_finds_it_too() -> None:
+    modelled = [found_after({"strategy": "bayesian", "sampler": "hyperopt"}, seed) for seed in SEEDS[:5]]
+    assert sum(count < NOT_FOUND for count in modelled) >= 3, modelled
+
+
+# --- the encoding --------------------------------------------------------------------------------------
+
+NUMBERS = st.lists(st.integers(-9, 99) | st.floats(-9, 9), min_size=1, max_size=6, unique=True)
+WORDS = st.lists(st.sampled_from(["a", "b", None, True, False, 2]), min_size=1, max_size=4, unique_by=repr)
+DOMAINS = st.one_of(
+    NUMBERS.map(lambda values: Categorical(tuple(values))),
+    NUMBERS.map(lambda values: Categorical(tuple(sorted(values)))),
+    WORDS.map(lambda values: Categorical(tuple(values))),
+    st.builds(
+        lambda low, span, step, log: Integer(low, low + span, step, log),
+        *(st.integers(1, 50), st.integers(0, 40) | st.just(2_000_000), st.integers(1, 7), st.booleans()),
+    ),
+    st.builds(
+        lambda low, span, step, log: Float(low / 8, (low + span) / 8, step, log),
+        *(st.integers(1, 50), st.integers(0, 40), st.sampled_from([None, 0.125, 0.3, 1e-7]), st.booleans()),
+    ),
+)
+
+
+@pytest.mark.parametrize("integers", [optuna_integers, hyperopt_integers])
+@given(data=st.data(), domains=st.lists(DOMAINS, min_size=1, max_size=4))
+def test_whatever_a_sampler_draws_is_a_member(data: st.DataObject, domains: list[Any], integers: Any) -> None:
+    space = SearchSpace({f"p{i}": domain for i, domain in enumerate(domains)})
+    encoding = encode(space, integers=integers)
+    assert encoding.constants.keys().isdisjoint(encoding.codes)
+    point = {}
+    for name, drawn_from in encoding.tune_space.items():
+        if hasattr(drawn_from, "categories"):
+            point[name] = data.draw(st.sampled_from(drawn_from.categories))
+        elif type(drawn_from).__name__ == "Integer":
+            point[name] = data.draw(st.integers(drawn_from.lower, drawn_from.upper - 1))
+        else:
+            ends = st.sampled_from([drawn_from.lower, drawn_from.upper])
+            point[name] = data.draw(ends | st.floats(drawn_from.lower, drawn_from.upper))
+    config = encoding.decode(point)
+    assert list(config) == list(space.domains)
+    assert space.contains(config), (point, config)
+
+
+@pytest.mark.parametrize("integers", [optuna_integers, hyperopt_integers])
+@pytest.mark.parametrize(
+    "domain",
+    [
+        Categorical((1, 2, 4, 8)),
+        Categorical((0.9, 0.5)),
+        Categorical(("b", "a", True, None)),
+        Integer(3, 9),
+        Integer(3, 9, 2),
+        Float(0.1, 0.5, 0.1),
+        Integer(1, 6, log=True),
+        Float(0.5, 2.0, 0.5, log=True),
+    ],
+)
+def test_a_sampler_can_reach_every_member(domain: Any, integers: Any) -> None:
+    encoding = encode(SearchSpace({"x": domain}), integers=integers)
+    drawn = encoding.tune_space["x"].sample(size=400)
+    reached = {config_key(encoding.decode({"x": value})) for value in drawn}
+    assert reached == {config_key({"x": value}) for value in domain.values()}
+
+
+def test_neighbours_in_an_ordered_list_are_neighbours_to_the_sampler() -> None:
+    encoding = encode(SearchSpace({"x": Categorical((512, 1024, 4096))}), integers=optuna_integers)
+    assert [encoding.decode({"x": index})["x"] for index in range(3)] == [512, 1024, 4096]
+    words = encode(SearchSpace({"x": Categorical(("a", "b"))}), integers=optuna_integers)
+    assert words.tune_space["x"].categories == [0, 1]
+
+
+def test_what_has_one_value_is_never_asked_for() -> None:
+    domains = {"a": Categorical((7,)), "b": Integer(1, 4), "c": Float(0.5, 0.5, 0.1)}
+    encoding = encode(SearchSpace(domains), integers=optuna_integers)
+    assert list(encoding.tune_space) == ["b"]
+    assert encoding.decode({"b": 2}) == {"a": 7, "b": 2, "c": 0.5}
