@@ -9,6 +9,7 @@ import pytest
 from contracts.strategy_contract import ContinuousStrategyContract, Game, StrategyContract, bowl, corners
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.tune.search import Searcher
 
 from tuner.encoding import encode, hyperopt_integers, optuna_integers
 from tuner.search import make_searcher
@@ -146,3 +147,28 @@ def test_what_has_one_value_is_never_asked_for() -> None:
     encoding = encode(SearchSpace(domains), integers=optuna_integers)
     assert list(encoding.tune_space) == ["b"]
     assert encoding.decode({"b": 2}) == {"a": 7, "b": 2, "c": 0.5}
+
+
+def test_constraints_that_leave_little_of_a_continuous_space_do_not_end_the_search() -> None:
+    task = make_task(
+        {
+            "parameters": {
+                "schedule-conservativeness": {"type": "float", "low": 0.0, "high": 1.0},
+                "tp-size": [1, 2, 4, 8],
+            },
+            "constraints": [
+                {
+                    "when": {"tp-size": {"low": 1}},
+                    "require": {"schedule-conservativeness": {"low": 0.5, "high": 0.51}},
+                }
+            ],
+            "optimization": {"max_iterations": 12, "confirm": 0},
+        }
+    )
+    searcher = make_searcher(task, seed=0)
+    flags = []
+    while (found := searcher.suggest(str(len(flags)))) != Searcher.FINISHED:
+        flags.append(found["flags"])
+        searcher.on_trial_complete(str(len(flags) - 1), {"loss": float(len(flags))})
+    assert len(flags) == 12
+    assert all(task.space.contains(config) for config in flags[1:])

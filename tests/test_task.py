@@ -522,3 +522,13 @@ def test_every_file_is_valid_by_the_schema(path: Path) -> None:
 )
 def test_the_schema_knows_right_from_wrong(data: Any, valid: bool) -> None:
     assert jsonschema.Draft202012Validator(SCHEMA).is_valid(data) is valid
+
+
+def test_what_only_the_whole_shows_is_reported_beside_what_each_key_shows() -> None:
+    with pytest.raises(TaskError) as refused:
+        make_task(
+            {"optimisation": {}, "parameters": {"tp-size": [1, 0], "a": []}, "engine": {"arg": {}}}, "f"
+        )
+    text = str(refused.value)
+    for path in ("optimisation", "parameters.tp-size[1]", "parameters.a", "engine.arg"):
+        assert f"f: {path}: " in text

@@ -49,8 +49,11 @@ class Objective:
     def gain(self, best: float, baseline: float) -> float:
         """Share by which `best` improves on `baseline` (0.2: a fifth better; negative: worse).
 
-        Latencies: the share that was taken off. Throughputs: the share that was added.
+        Latencies: the share that was taken off. Throughputs: the share that was added. 0 where the
+        baseline is 0, for want of a measure.
         """
+        if baseline == 0:
+            return 0.0
         change = (best - baseline) / baseline
         return change if self.maximise else -change
 

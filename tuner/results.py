@@ -109,13 +109,24 @@ REQUESTS = _schema(
     ("ttft_s", _F64),
     ("tpot_s", _F64),
     ("e2e_s", _F64),
-    ("input_tokens", _I32),
-    ("output_tokens", _I32),
+    ("input_tokens", _I64),
+    ("output_tokens", _I64),
     ("error", _TEXT),
     ("http_status", _I32),
 )
 
 TABLES = {"requests": REQUESTS, "steps": STEPS, "trials": TRIALS}  # in the order of writing
+
+
+_JSON_COLUMNS = (("trials", "config"), ("trials", "effective_args"), ("steps", "errors"))
+
+
+def _decoded(text: Any) -> dict[str, Any]:
+    """A JSON column's value; a null is an empty object. ValueError where it is no object."""
+    value = json.loads(text) if isinstance(text, str) else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is not a JSON object")
+    return value
 
 
 def data_home() -> Path:
@@ -201,9 +212,8 @@ class ResultStore:
         for name in ("steps", "requests"):  # those of a trial without a row of its own were cut off
             whole = frames[name]["trial"].isin(frames["trials"]["trial"])
             frames[name] = frames[name][whole].reset_index(drop=True)
-        for table, column in (("trials", "config"), ("trials", "effective_args"), ("steps", "errors")):
-            texts = frames[table][column]
-            frames[table][column] = [json.loads(text) if isinstance(text, str) else {} for text in texts]
+        for name, column in _JSON_COLUMNS:
+            frames[name][column] = frames[name][column].map(_decoded)
         return StudyResults(about=about, skipped=tuple(skipped), **frames)
 
     def _read_table(self, name: str, schema: pa.Schema, skipped: list[str]) -> pd.DataFrame:
@@ -214,7 +224,10 @@ class ResultStore:
                 continue
             try:
                 table = pq.read_table(info.path, filesystem=self._fs, partitioning=None)
-                tables.append(table.select(schema.names).cast(schema))
+                table = table.select(schema.names).cast(schema)
+                for column in (column for owner, column in _JSON_COLUMNS if owner == name):
+                    list(map(_decoded, table[column].to_pylist()))  # a foreign file is found here
+                tables.append(table)
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 skipped.append(f"{info.path}: {error}")
         frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from tuner.task import Task
 METRIC, MODE = "loss", "min"
 FINALISTS = 2  # configurations that are measured again at the end
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
+_DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
 _FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
 
 _AS_IT_IS = Code(None, lambda value: value)
@@ -212,20 +213,31 @@ class StudySearcher(Searcher):
         return self._new("search", config, inner_id)
 
     def _drawn(self) -> _Pending | None:
-        """A configuration drawn from those not tried yet; the sampler keeps proposing known ones."""
-        if not self._space.enumerable():
-            return None
+        """A configuration drawn from those not tried yet: the sampler keeps proposing what is known.
+
+        None where all are tried, or where none is found that the constraints and the engine allow.
+        """
         tried = self._losses.keys() | {pending.suggestion.key for pending in self._pending.values()}
-        untried = [config for config in self._space.grid() if config_key(config) not in tried]
-        while untried:
-            config = untried.pop(self._random.randrange(len(untried)))
+        for config in self._untried(tried):
             failure = self._refuse(config)
             if failure is None:
                 return self._new("search", config)
-            self._losses[config_key(config)] = self._on_refused(
-                self._new("search", config).suggestion, failure
-            )
+            refused = self._new("search", config).suggestion
+            self._losses[refused.key] = self._on_refused(refused, failure)
         return None
+
+    def _untried(self, tried: Set[str]) -> Iterator[Config]:
+        if self._space.enumerable():
+            left = [config for config in self._space.grid() if config_key(config) not in tried]
+            self._random.shuffle(left)
+            yield from left
+            return
+        for _ in range(_DRAWN_IN_A_ROW):
+            config = {
+                name: domain.draw(self._random.random()) for name, domain in self._space.domains.items()
+            }
+            if self._space.allows(config) and config_key(config) not in tried:
+                yield config
 
     def _new(self, kind: str, config: Config, inner_id: str | None = None) -> _Pending:
         suggestion = Suggestion(self._numbered, kind, config)

@@ -33,6 +33,10 @@ class Domain(Protocol):
         """How many there are; infinity for a continuous range."""
         ...
 
+    def draw(self, share: float) -> Value:
+        """The member at `share` of the way from the first to the last, 0 to 1 (exclusive)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -57,6 +61,9 @@ class Categorical:
     def size(self) -> float:
         return len(self.choices)
 
+    def draw(self, share: float) -> Value:
+        return self.choices[int(share * len(self.choices))]
+
 
 @dataclass(frozen=True)
 class Integer:
@@ -77,6 +84,9 @@ class Integer:
 
     def size(self) -> float:
         return (self.high - self.low) // self.step + 1
+
+    def draw(self, share: float) -> Value:
+        return self.snap(_between(self.low, self.high, share, log=self.log))
 
     def snap(self, value: float) -> int:
         """The member nearest to `value`."""
@@ -117,6 +127,9 @@ class Float:
         if self.low == self.high:
             return 1
         return math.inf if self.step is None else self.steps + 1
+
+    def draw(self, share: float) -> Value:
+        return self.snap(_between(self.low, self.high, share, log=self.log))
 
     def snap(self, value: float) -> float:
         """The member nearest to `value`."""
@@ -213,3 +226,9 @@ def _decimal(value: float) -> Decimal:
 def _same(a: Value, b: Value) -> bool:
     """Equality that tells True from 1 and 0.5 from "0.5", but not 1 from 1.0."""
     return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def _between(low: float, high: float, share: float, *, log: bool) -> float:
+    if log:
+        return float(low * (high / low) ** share)
+    return low + share * (high - low)

@@ -46,14 +46,14 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
     whole = {
         key: trials
         for key, trials in repeats.items()
-        if key in first and all(status(trial) is Status.FINISHED for trial in trials)
+        if key in first and all(status(t) is Status.FINISHED and t["objective"] > 0 for t in trials)
     }
     defaults = config_key({})
     if not whole.keys() - {defaults}:
         return None
     best = min(whole, key=lambda key: np.mean([trial["loss"] for trial in whole[key]]))
     groups = dict(whole)
-    if defaults in groups and status(first[defaults]) is Status.FINISHED:
+    if defaults in groups and status(first[defaults]) is Status.FINISHED and first[defaults]["objective"] > 0:
         groups[defaults] = [first[defaults], *whole[defaults]]
     known = best != defaults and defaults in groups
     return Confirmation(

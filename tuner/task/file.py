@@ -49,10 +49,32 @@ def make_task(data: Any, source: str = "task") -> Task:
     try:
         task = Task.model_validate(data)
     except ValidationError as error:
-        _refuse(source, problems_of(error))
+        _refuse(source, [*problems_of(error), *_problems_of_the_rest(data, error)])
         raise
-    _refuse(source, [Problem(path, message) for path, message in task.cross_problems()])
+    _refuse(source, _cross_problems(task))
     return task
+
+
+def _cross_problems(task: Task) -> list[Problem]:
+    return [Problem(path, message) for path, message in task.cross_problems()]
+
+
+def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[Problem]:
+    """What only the whole shows to be wrong, in what is left of `data` without the keys at fault."""
+    rest = {**data, "model": {"id_or_path": "any"}}
+    for details in error.errors(include_url=False, include_context=False, include_input=False):
+        section, *below = details["loc"] or ("",)
+        held = rest.get(str(section))
+        if section == "parameters" and below and isinstance(held, dict):
+            rest[section] = {name: spec for name, spec in held.items() if name != below[0]}
+        else:
+            rest.pop(str(section), None)
+    if not rest.get("parameters", True):
+        del rest["parameters"]
+    try:
+        return _cross_problems(Task.model_validate(rest))
+    except ValidationError:
+        return []
 
 
 def task_schema() -> str:
