@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import processes
 import pytest
 
 from tuner.engines import make_engine
-from tuner.evaluate import Report, evaluate
+from tuner.evaluate import Report, evaluate, measure
 from tuner.failures import Cause, Stage
 from tuner.load import LOAD_GENERATORS
 from tuner.load.base import LoadResult, Target
@@ -61,7 +63,13 @@ class ScriptedLoad:
         self.script = script
 
     def run(
-        self, target: Target, level: LoadLevel, *, healthy: Callable[[], bool], timeout_s: float
+        self,
+        target: Target,
+        level: LoadLevel,
+        *,
+        healthy: Callable[[], bool],
+        timeout_s: float,
+        stall_s: float = math.inf,
     ) -> LoadResult:
         return LoadResult(tuple(self.script(level)), window_s=1.0)
 
@@ -164,3 +172,41 @@ def test_a_trial_ends_at_its_own_timeout(tmp_path: Path) -> None:
     assert last.failure is not None and last.failure.cause is Cause.TRIAL_TIMEOUT
     assert "timeout_per_iteration (2 s)" in last.failure.detail
     assert not processes.with_marker(task.served_model_name)
+
+
+def test_an_engine_that_stops_answering_is_a_hang_long_before_the_trials_limit(tmp_path: Path) -> None:
+    task = task_with(
+        benchmark={"traffic_scenarios": ["D(64,4000)"], "max_time_per_iteration": 60},
+        engine={"hang_timeout": 1.0},
+    )
+
+    class Freezing(ScriptedLoad):
+        """The native client, on an engine that is stopped (SIGSTOP) a moment after the load began."""
+
+        def run(self, target: Target, level: LoadLevel, **options: Any) -> LoadResult:
+            threading.Timer(1.0, _freeze, [task.served_model_name]).start()
+            return LOAD_GENERATORS["native"].run(target, level, **options)
+
+    last = run(task, tmp_path, load=Freezing(lambda level: []))[-1]
+    assert last.failure is not None
+    assert (last.failure.stage, last.failure.cause) == (Stage.LOAD, Cause.HANG)
+    assert "served nothing for 1 s" in last.failure.detail
+    assert not processes.with_marker(task.served_model_name)
+
+
+def _freeze(marker: str) -> None:
+    for pid, line in processes.with_marker(marker).items():
+        if "watchdog" not in line:
+            os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_cache_is_flushed_between_levels_unless_it_is_to_stay_warm(tmp_path: Path, keep: bool) -> None:
+    task = task_with(benchmark={"keep_cache": keep})
+    flushed: list[str] = []
+    engine = make_engine(task)
+    with engine.launch({}, gpu_ids=[], log_path=tmp_path / "log", timeout_s=30) as server:
+        server.flush_cache = lambda: flushed.append("yes")  # type: ignore[method-assign]
+        for level in task.levels(0):
+            measure(task, level, server, ScriptedLoad(lambda _: [GOOD]), gpus=1, deadline=math.inf)
+    assert len(flushed) == (0 if keep else 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tuner
-from tuner.registry import ENGINES
+from tuner.registry import engines
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,7 +154,7 @@ def test_the_public_names() -> None:
 
 
 def test_every_engine_in_the_table_is_there() -> None:
-    for name, place in ENGINES.items():
+    for name, place in engines().items():
         module, _, attribute = place.partition(":")
         assert module.startswith("tuner.engines.")
         assert getattr(import_module(module), attribute).name == name

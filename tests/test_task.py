@@ -222,6 +222,8 @@ def test_engine_options() -> None:
         "args": {"attention-backend": "triton", "enable-metrics": True},
         "env": {"HF_HUB_OFFLINE": "1"},
         "start_timeout": 90,
+        "hang_timeout": 20.0,
+        "command": ["/opt/run-engine", "--quiet"],
     }
     task = make_task({"engine": engine})
     assert task.engine.model_dump() == engine

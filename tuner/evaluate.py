@@ -72,7 +72,7 @@ def evaluate(
         with engine.launch(config, gpu_ids=gpu_ids, log_path=log_path, timeout_s=start_limit_s) as server:
             report = replace(report, info=server.info, start_s=server.start_s)
             for level in levels:
-                step = _measure(task, level, server, load, gpus=engine.gpus(config), deadline=deadline)
+                step = measure(task, level, server, load, gpus=engine.gpus(config), deadline=deadline)
                 metrics.append(step.metrics)
                 so_far = score(task.objective, task.slo_terms, metrics)
                 report = replace(report, finished=len(metrics), score=so_far, step=step)
@@ -92,20 +92,25 @@ def failed_score(task: Task, metrics: Sequence[Metrics], failure: Failure | None
     return score(task.objective, task.slo_terms, metrics, cause)
 
 
-def _measure(
+def measure(
     task: Task, level: LoadLevel, server: RunningEngine, load: LoadGenerator, *, gpus: int, deadline: float
 ) -> Step:
-    """One load level on a clean cache; TrialFailed where it cannot be believed."""
-    server.flush_cache()
+    """One load level, on a clean cache unless it is to stay warm; TrialFailed where it cannot be believed."""
+    if not task.benchmark.keep_cache:
+        server.flush_cache()
     target = Target(server.base_url, server.model, task.benchmark.additional_params)
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise _out_of_time(task)
-    result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s)
+    stall_s = task.engine.hang_timeout
+    result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s, stall_s=stall_s)
     metrics = summarise(result.records, window_s=result.window_s, gpus=gpus)
     if RequestError.CONNECTION in metrics.errors:
         _await_exit(server)
     server.raise_if_failed()
+    if result.stalled:
+        detail = f"served nothing for {stall_s:g} s (engine.hang_timeout) with requests in flight"
+        raise TrialFailed(Failure(Stage.LOAD, Cause.HANG, detail))
     sent = metrics.requests_ok + metrics.requests_failed
     if not metrics.requests_ok or metrics.requests_failed > task.benchmark.max_error_rate * sent:
         if time.monotonic() >= deadline:

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from tuner.errors import EngineUnavailable
-from tuner.registry import ENGINES, unknown_engine
+from tuner.registry import engines, unknown_engine
 
 if TYPE_CHECKING:
     from tuner.engines.base import Engine
@@ -18,6 +18,6 @@ def make_engine(task: Task, name: str | None = None) -> Engine:
     name = name or task.base_runtime
     if problem := unknown_engine(name):
         raise EngineUnavailable(problem)
-    module, _, attribute = ENGINES[name].partition(":")
+    module, _, attribute = engines()[name].partition(":")
     engine: Engine = getattr(import_module(module), attribute)(task)
     return engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,13 +27,15 @@ class LoadResult:
     `window_s` is the length of the measured window: from the first measured request's sending to the
     moment at which a slot came free and stayed so, because the number or the time was reached (so the
     concurrency is whole within it). `client_lag_s` is the longest time for which the client itself kept
-    its event loop busy; `aborted` says that the run ended early because `healthy` said no.
+    its event loop busy; `aborted` says that the run ended early because `healthy` said no, `stalled` that
+    it did because nothing came back for any request in flight.
     """
 
     records: tuple[RequestRecord, ...]
     window_s: float
     client_lag_s: float = 0.0
     aborted: bool = False
+    stalled: bool = False
 
 
 class LoadGenerator(Protocol):
@@ -41,12 +44,19 @@ class LoadGenerator(Protocol):
     name: str
 
     def run(
-        self, target: Target, level: LoadLevel, *, healthy: Callable[[], bool], timeout_s: float
+        self,
+        target: Target,
+        level: LoadLevel,
+        *,
+        healthy: Callable[[], bool],
+        timeout_s: float,
+        stall_s: float = math.inf,
     ) -> LoadResult:
         """Puts `level` on `target` and returns what every request showed.
 
         Never raises for what the server does: a refused, broken or late response is a record with an
-        error. Returns within `timeout_s` (whatever is still in flight then is a TIMEOUT record), and
-        within about a second after `healthy()` has turned False (`aborted`).
+        error. Returns within `timeout_s` (whatever is still in flight then is a TIMEOUT record), within
+        about a second after `healthy()` has turned False (`aborted`), and after `stall_s` seconds in which
+        nothing came back (`stalled`; what is in flight is TIMEOUT records).
         """
         ...

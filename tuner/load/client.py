@@ -24,10 +24,8 @@ from tuner.workload import LoadLevel, prompts
 PREPARED_BYTES = 64 * 2**20  # of requests made before the window; those beyond are made when they are sent
 PREPARED_REQUESTS = 10_000  # for the same reason: making one takes some 20 µs
 UNREAD_BYTES = 256 * 2**20  # of answers kept to be read after the window; beyond, they are read at once
-BODY_BYTES, BODY_BYTES_PER_TOKEN = (
-    2**20,
-    4096,
-)  # what an answer may be long; with 20 logprobs a token takes 2 KB
+BODY_BYTES = 2**20  # that an answer may be long, and
+BODY_BYTES_PER_TOKEN = 4096  # more for each token; with 20 logprobs one takes 2 KB
 CONNECT_AT_ONCE = 32  # below the 128 that a listening socket keeps waiting by default
 BACK_OFF_S = 0.075  # after a request that failed, so that a server which refuses is not flooded
 HEALTH_POLL_S = 0.25
@@ -40,7 +38,13 @@ class NativeClient:
     name = "native"
 
     def run(
-        self, target: Target, level: LoadLevel, *, healthy: Callable[[], bool], timeout_s: float
+        self,
+        target: Target,
+        level: LoadLevel,
+        *,
+        healthy: Callable[[], bool],
+        timeout_s: float,
+        stall_s: float = math.inf,
     ) -> LoadResult:
         """Puts `level` on `target`; see `LoadGenerator.run`. ValueError for a base URL that is none.
 
@@ -50,7 +54,7 @@ class NativeClient:
         requests = Requests(target, level)
         with asyncio.Runner(loop_factory=_new_loop) as runner, _no_garbage_collection():
             run = _Run(requests, level)
-            return runner.run(run.measure(healthy, deadline_s))
+            return runner.run(run.measure(healthy, deadline_s, stall_s))
 
 
 class Requests:
@@ -122,6 +126,11 @@ class _Phase:
         if self._unread_bytes > UNREAD_BYTES:
             self._read()
 
+    def quiet_s(self) -> float:
+        """For how long nothing has come back for any request in flight; 0 where none is."""
+        latest = max((e.stamps[-1] if e.stamps else e.sent_s for e in self._in_flight), default=math.inf)
+        return max(perf_counter() - latest, 0.0)
+
     def records(self, unfinished: RequestError) -> tuple[RequestRecord, ...]:
         """A record of each request in the order of sending; those still in flight failed by `unfinished`."""
         for exchange in self._in_flight:
@@ -152,15 +161,16 @@ class _Run:
         self._phase = _Phase(range(0), 0, 0.0)
         self._lag_s = 0.0
 
-    async def measure(self, healthy: Callable[[], bool], deadline_s: float) -> LoadResult:
-        """Drives the load until it is served, `healthy` says no, or the deadline is there."""
+    async def measure(self, healthy: Callable[[], bool], deadline_s: float, stall_s: float) -> LoadResult:
+        """Drives the load until it is served, `healthy` says no, it stalls, or the deadline is there."""
         driving = asyncio.create_task(self._drive())
         lag = asyncio.create_task(self._watch_lag())
-        aborted = False
+        aborted = stalled = False
         try:
-            while not driving.done() and not aborted and (left_s := deadline_s - perf_counter()) > 0:
+            while not (aborted or stalled or driving.done()) and (left_s := deadline_s - perf_counter()) > 0:
                 await asyncio.wait((driving,), timeout=min(left_s, HEALTH_POLL_S))
                 aborted = not driving.done() and not healthy()
+                stalled = not driving.done() and self._phase.quiet_s() > stall_s
             over_s = perf_counter()
             if driving.done():
                 driving.result()  # raises what went wrong in this program, if anything did
@@ -172,7 +182,7 @@ class _Run:
                 connection.close()
         unfinished = RequestError.CONNECTION if aborted else RequestError.TIMEOUT
         phase = self._phase
-        return LoadResult(phase.records(unfinished), phase.window_s(over_s), self._lag_s, aborted)
+        return LoadResult(phase.records(unfinished), phase.window_s(over_s), self._lag_s, aborted, stalled)
 
     async def _drive(self) -> None:
         """Connects, warms up and waits for the end of that, then measures and waits for the end of that."""

@@ -43,9 +43,13 @@ class EngineOptions(Section):
     """How the engine is run, beside the flags that are tuned."""
 
     python: Text | None = Field(None, description="Interpreter that has the engine; default: this one.")
+    command: list[Text] | None = Field(
+        None, min_length=1, description="What starts the server, in place of `python -m ...`; flags follow."
+    )
     args: dict[FlagName, Value] = Field({}, description="Fixed flags, the same in every trial.")
     env: dict[VariableName, Text] = Field({}, description="Environment variables of the engine's process.")
     start_timeout: Seconds = Field(300.0, description="Seconds until the first token must be served.")
+    hang_timeout: Seconds = Field(60.0, description="Seconds under load without any token.")
 
 
 class Optimization(Section):
@@ -167,6 +171,7 @@ class Benchmark(Section):
         None, ge=0, le=10_000, description="Requests before each load level, out of the figures; "
         "default: as many as the level's concurrency."
     )  # fmt: skip
+    keep_cache: bool = Field(False, description="Keep cached prefixes from one load level to the next.")
     max_error_rate: float = Field(0.05, ge=0, lt=1, description="A load level with more has failed.")
     additional_params: Annotated[dict[str, Any], AfterValidator(_body_params)] = Field(
         {}, description="Sent with every request."

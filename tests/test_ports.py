@@ -1,0 +1,65 @@
+"""Whose server listens on a port."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tuner.engines import server
+from tuner.engines.ports import listeners, owned_by
+from tuner.failures import Cause, TrialFailed
+
+LISTENER = """
+import socket, time
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+time.sleep(60)
+"""
+
+
+def test_this_process_and_its_children_are_told_from_others() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+        assert listeners(port)
+        assert owned_by(os.getpid(), port) is True
+        other = subprocess.Popen([sys.executable, "-c", LISTENER], stdout=subprocess.PIPE, text=True)
+        try:
+            assert other.stdout is not None
+            theirs = int(other.stdout.readline())
+            assert owned_by(other.pid, theirs) is True
+            assert owned_by(os.getpid(), theirs) is True  # it is a child
+            assert owned_by(other.pid, port) is False
+        finally:
+            other.kill()
+            other.wait()
+    assert owned_by(os.getpid(), port) is False
+
+
+def test_a_server_that_was_there_before_is_not_taken_for_the_one_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one started cannot bind and stays alive; the other one answers every probe."""
+    module = [sys.executable, "-m", "tuner.engines.simulator", "--model-path", "llama-3.2-1b-instruct"]
+    port = server.free_port()
+    monkeypatch.setattr(server, "free_port", lambda: port)
+    first = {"env": dict(os.environ), "timeout_s": 30.0, "model": "m", "signs": ()}
+
+    def serve(number: int) -> list[str]:
+        return [*module, "--port", str(number)]
+
+    def idle(number: int) -> list[str]:
+        return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    with (
+        server.launched(serve, log_path=tmp_path / "first.log", **first),  # type: ignore[arg-type]
+        pytest.raises(TrialFailed) as taken,
+        server.launched(idle, log_path=tmp_path / "second.log", **first),  # type: ignore[arg-type]
+    ):
+        pass
+    assert taken.value.failure.cause is Cause.PORT_TAKEN
+    assert "another server" in taken.value.failure.detail
