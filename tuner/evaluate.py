@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tuner.engines import gpus
 from tuner.engines.base import Config, Engine, RunningEngine, ServerInfo
+from tuner.engines.gpus import GpuUse
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.load.base import LoadGenerator, LoadResult, Target
 from tuner.metrics import Metrics, RequestError, summarise
@@ -35,7 +37,8 @@ class Report:
     """What is known of a trial so far.
 
     `step` is the load level that was finished last (None where a failure came instead), `score` is of
-    all finished levels, `done` says that no further report follows.
+    all finished levels, `done` says that no further report follows. `gpus` is what was on the trial's
+    GPUs before it (empty where they are logical, or no NVML is there).
     """
 
     planned: int
@@ -44,6 +47,7 @@ class Report:
     done: bool
     step: Step | None = None
     failure: Failure | None = None
+    gpus: tuple[GpuUse, ...] = ()
     info: ServerInfo = field(default_factory=lambda: ServerInfo(version=""))
     start_s: float | None = None
 
@@ -69,21 +73,36 @@ def evaluate(
     try:
         engine.check(config)
         start_limit_s = min(task.engine.start_timeout, task.optimization.timeout_per_iteration)
-        with engine.launch(config, gpu_ids=gpu_ids, log_path=log_path, timeout_s=start_limit_s) as server:
-            report = replace(report, info=server.info, start_s=server.start_s)
-            for level in levels:
-                step = measure(task, level, server, load, gpus=engine.gpus(config), deadline=deadline)
-                metrics.append(step.metrics)
-                so_far = score(task.objective, task.slo_terms, metrics)
-                report = replace(report, finished=len(metrics), score=so_far, step=step)
-                if len(metrics) < len(levels):
-                    yield report
+        with gpus.clean(gpu_ids, gpus.nvml() if gpu_ids and not engine.simulated else None) as before:
+            report = replace(report, gpus=before)
+            with engine.launch(config, gpu_ids=gpu_ids, log_path=log_path, timeout_s=start_limit_s) as server:
+                report = replace(report, info=server.info, start_s=server.start_s)
+                for level in levels:
+                    step = measure(task, level, server, load, gpus=engine.gpus(config), deadline=deadline)
+                    metrics.append(step.metrics)
+                    so_far = score(task.objective, task.slo_terms, metrics)
+                    report = replace(report, finished=len(metrics), score=so_far, step=step)
+                    if len(metrics) < len(levels):
+                        yield report
         yield replace(report, done=True)  # the engine has left its GPUs
     except TrialFailed as failed:
-        failure = replace(failed.failure, progress=len(metrics) / len(levels))
+        failure = _blamed(replace(failed.failure, progress=len(metrics) / len(levels)), report.gpus)
         yield replace(
             report, score=failed_score(task, metrics, failure), done=True, step=None, failure=failure
         )
+
+
+def _blamed(failure: Failure, before: Sequence[GpuUse]) -> Failure:
+    """A lack of memory is not the configuration's fault where others were on its GPUs before."""
+    crowded = [use for use in before if use.crowded]
+    if failure.cause is not Cause.OUT_OF_MEMORY or not crowded:
+        return failure
+    others = "; ".join(
+        f"GPU {use.gpu}: {use.used_bytes / 2**30:.1f} GiB in use"
+        + "".join(f", {name} (pid {pid})" for pid, name in use.processes)
+        for use in crowded
+    )
+    return replace(failure, cause=Cause.GPU_IN_USE, detail=f"{others}; {failure.detail}")
 
 
 def failed_score(task: Task, metrics: Sequence[Metrics], failure: Failure | None) -> Score:

@@ -45,6 +45,8 @@ TRIALS = _schema(
     ("command", _TEXT),
     ("gpus", _I32),
     ("gpu_ids", pa.list_(_TEXT)),
+    ("gpu_model", _TEXT),
+    ("gpu_others", _TEXT),
     ("node", _TEXT),
     ("model", _TEXT),
     ("engine", _TEXT),
@@ -224,7 +226,7 @@ class ResultStore:
                 continue
             try:
                 table = pq.read_table(info.path, filesystem=self._fs, partitioning=None)
-                table = table.select(schema.names).cast(schema)
+                table = _with_missing_columns(table, schema).select(schema.names).cast(schema)
                 for column in (column for owner, column in _JSON_COLUMNS if owner == name):
                     list(map(_decoded, table[column].to_pylist()))  # a foreign file is found here
                 tables.append(table)
@@ -251,6 +253,16 @@ def studies(root: str | Path) -> list[str]:
         if about.type == pa.fs.FileType.File:
             found.append((about.mtime_ns or 0, str(folder.base_name)))
     return [name for _, name in sorted(found, reverse=True)]
+
+
+def _with_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with nulls for the columns that an earlier version did not write."""
+    if "trial" not in table.column_names or "study" not in table.column_names:
+        raise ValueError("is no table of this schema")
+    for column in schema:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
+    return table
 
 
 def _filesystem(root: str | Path) -> tuple[pa.fs.FileSystem, str]:

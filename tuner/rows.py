@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -62,6 +62,8 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "command": json.dumps(engine.launch_command(info.config)),
         "gpus": engine.gpus(info.config),
         "gpu_ids": list(info.gpu_ids),
+        "gpu_model": report.gpus[0].model if report.gpus else None,
+        "gpu_others": json.dumps([asdict(use) for use in report.gpus]),
         "node": info.node,
         "model": task.model.id_or_path,
         "engine": engine.name,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.engines.base import ServerInfo
+from tuner.engines.ports import owned_by
 from tuner.engines.process import EngineProcess
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 
@@ -105,10 +106,13 @@ def launched(
     timeout_s: float,
     model: str,
     signs: Sequence[Sign],
+    in_container: bool = False,
 ) -> Iterator[Server]:
     """Starts `argv_for_port(port)`, waits for its first token, ends its process tree on exit.
 
-    A port that was taken in between is no fault of the configuration: two more are tried.
+    A port that was taken in between is no fault of the configuration: two more are tried. That the
+    server which answers is the one started is known by the owner of its socket, but `in_container` it is
+    no descendant of this process.
     """
     for attempt in range(1, _PORTS_TRIED + 1):
         port = free_port()
@@ -121,6 +125,8 @@ def launched(
             server = Server(process, signs, f"http://{HOST}:{port}", model)
             try:
                 _await_token(server, began + timeout_s)
+                if not in_container:
+                    _require_own(server)
             except TrialFailed as failed:
                 if failed.failure.cause is Cause.PORT_TAKEN and attempt < _PORTS_TRIED:
                     continue
@@ -128,6 +134,14 @@ def launched(
             server.start_s = time.monotonic() - began
             yield server
             return
+
+
+def _require_own(server: Server) -> None:
+    """PORT_TAKEN where another process's server answered: SGLang logs that it is ready even then."""
+    port = int(server.base_url.rpartition(":")[2])
+    if owned_by(server.process.pid, port) is False:
+        detail = f"port {port} is another server's: none of this engine's processes listens on it"
+        raise TrialFailed(Failure(Stage.START, Cause.PORT_TAKEN, detail, server.process.log()))
 
 
 def _await_token(server: Server, deadline: float) -> None:
