@@ -10,11 +10,15 @@ import sys
 from typing import Any
 
 import pytest
+import studies
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from tuner.export import FORMATS, Deployment, docker, flags_json, kubernetes, shell
+from tuner.analysis import summary
+from tuner.errors import StudyError
+from tuner.export import FORMATS, Deployment, best_deployment, docker, flags_json, kubernetes, shell
+from tuner.failures import Cause
 
 ARGV = ["python", "-m", "sglang.launch_server", "--model-path", "m", "--tp-size", "2", "--enable-metrics"]
 SECRETS = {
@@ -88,7 +92,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 def test_any_argv_comes_back_from_the_shell_command(rest: list[str]) -> None:
     argv = ["python", *rest]
     assert words(shell(deployment(argv=argv))) == argv
-    assert words(docker(deployment(argv=argv)))[-len(argv) :] == argv
+    found = words(docker(deployment(argv=argv)))
+    assert [found[found.index("--entrypoint") + 1], *found[len(found) - len(argv) + 1 :]] == argv
     assert container(kubernetes(deployment(argv=argv)))["command"] == argv
 
 
@@ -116,7 +121,10 @@ def test_a_docker_command_gives_the_container_its_gpus() -> None:
     assert options[options.index("--gpus") + 1] == "2"
     assert options[options.index("-p") + 1] == "30000:30000"
     assert "--ipc=host" in options
-    assert [options[i + 1] for i, word in enumerate(options) if word == "-e"] == ["A=x y", "HF_TOKEN"]
+    assert [options[i + 1] for i, word in enumerate(options) if word == "-e"] == [
+        "HF_HOME=/huggingface",
+        *("A=x y", "HF_TOKEN"),
+    ]
     assert found[at + 1 :] == ARGV
 
 
@@ -204,3 +212,26 @@ def test_a_note_is_a_comment(form: str) -> None:
 
 def test_the_flags_as_json() -> None:
     assert json.loads(flags_json(deployment())) == {"tp-size": 2, "enable-metrics": True}
+
+
+# --- the best of a study -------------------------------------------------------------------------------
+
+
+def test_the_best_configuration_of_a_study_is_exported_with_its_engines_image() -> None:
+    made = studies.make(simulated=True)
+    found = best_deployment(made.results())
+    best = summary(made.results()).best
+    assert best is not None
+    assert list(found.argv) == json.loads(best["command"])
+    assert (found.gpus, found.image) == (best["gpus"], "lmsysorg/sglang:latest")
+    assert "SIMULATOR" in found.note and shell(found).startswith("# Found on the SIMULATOR")
+    made.about["engine"] = "some-plug-in"
+    assert "python" in shell(best_deployment(made.results()))
+    with pytest.raises(StudyError, match="no container image"):
+        docker(best_deployment(made.results()))
+
+
+def test_nothing_is_exported_where_nothing_finished() -> None:
+    made = studies.make(fails=lambda config: Cause.CRASH)
+    with pytest.raises(StudyError, match="no configuration that finished"):
+        best_deployment(made.results())

@@ -13,7 +13,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.engines.base import Value
-    from tuner.evaluate import Report
     from tuner.recorder import StudyProgress
 
 _results = click.option(
@@ -132,6 +131,7 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
     """Runs one configuration of TASK in the foreground, without Ray."""
     from tuner.engines import make_engine
     from tuner.evaluate import evaluate
+    from tuner.live import report_line
     from tuner.load import LOAD_GENERATORS
     from tuner.rows import TrialInfo, this_node, trial_row
     from tuner.task import load_task
@@ -156,7 +156,7 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
     with closing(reports):  # type: ignore[type-var]  # evaluate is a generator
         for report in reports:
             if not as_json:
-                click.echo(_step_text(report))
+                click.echo(report_line(report))
     info = TrialInfo(
         number=0,
         kind="search" if config else "baseline",
@@ -201,9 +201,9 @@ def report(study: str | None, results: str | None, html_path: Path | None) -> No
 )
 def export(study: str | None, results: str | None, form: str) -> None:
     """Prints how to launch the best configuration of STUDY (default: the newest)."""
-    from tuner.export import FORMATS
+    from tuner.export import FORMATS, best_deployment
 
-    click.echo(FORMATS[form](_deployment(_store(study, results).read())), nl=False)
+    click.echo(FORMATS[form](best_deployment(_store(study, results).read())), nl=False)
 
 
 @cli.command("studies", epilog=_examples("tuner studies\ntuner studies --results s3://bucket/studies"))
@@ -308,30 +308,9 @@ def _store(study: str | None, results: str | None) -> ResultStore:
 
 def _launch_text(found: StudyResults) -> str | None:
     from tuner.analysis import summary
-    from tuner.export import shell
+    from tuner.export import best_deployment, shell
 
-    return None if summary(found).best is None else shell(_deployment(found)).strip()
-
-
-def _deployment(found: StudyResults) -> Any:
-    from tuner.analysis import summary
-    from tuner.export import Deployment
-
-    best = summary(found).best
-    if best is None:
-        raise StudyError(f"study {found.about['study']} has no configuration that finished")
-    task = found.about["task"]
-    note = "Found on the SIMULATOR: measure it on the real hardware before you rely on it."
-    return Deployment(
-        argv=json.loads(best["command"]),
-        flags={**task.get("engine", {}).get("args", {}), **best["config"]},
-        gpus=int(best["gpus"]),
-        name=found.about["study"],
-        image=f"lmsysorg/sglang:{task.get('runtime_image_tag') or 'latest'}",
-        namespace=task.get("model", {}).get("namespace", ""),
-        env=task.get("engine", {}).get("env", {}),
-        note=note if found.about["simulated"] else "",
-    )
+    return None if summary(found).best is None else shell(best_deployment(found)).strip()
 
 
 def _flag_value(text: str) -> tuple[str, Value]:
@@ -346,21 +325,6 @@ def _flag_value(text: str) -> tuple[str, Value]:
     if isinstance(parsed, dict | list) or (isinstance(parsed, float) and not math.isfinite(parsed)):
         raise UsageError(f"--set {flag}: must be a number, a string or a boolean, got {value!r}")
     return flag.lstrip("-"), parsed
-
-
-def _step_text(report: Report) -> str:
-    if report.failure:
-        failure = report.failure
-        return f"failed ({failure.stage}): {failure.cause}: {failure.detail}\n{failure.evidence}".rstrip()
-    assert report.step is not None
-    metrics, level = report.step.metrics, report.step.level
-    parts = [f"{level.scenario} at {level.concurrency}:"]
-    for name in ("latency", "ttft", "tpot"):
-        values = getattr(metrics, name)
-        if values is not None:
-            parts.append(f"{name} mean {values.mean * 1e3:.1f} ms, p99 {values.p99 * 1e3:.1f} ms;")
-    parts.append(f"{metrics.output_tok_s:,.0f} output tok/s, {metrics.requests_ok} requests")
-    return " ".join(parts)
 
 
 if __name__ == "__main__":

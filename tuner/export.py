@@ -1,6 +1,7 @@
 """A configuration as something to run: shell, docker, a Kubernetes Deployment, or its flags as JSON.
 
-Knows nothing of engines: it takes the launch argv that a trial recorded.
+Knows nothing of engines but the names of their container images: it takes the launch argv that a trial
+recorded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString as _Quoted  # kubectl reads YAML 1.1: on is true
 
+from tuner.analysis import summary
+from tuner.errors import StudyError
+from tuner.results import StudyResults
+
 PORT = 30000
+IMAGES = {"sglang": "lmsysorg/sglang", "simulator": "lmsysorg/sglang", "vllm": "vllm/vllm-openai"}
+_SIMULATED = "Found on the SIMULATOR: measure it on the real hardware before you rely on it."
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 
@@ -34,6 +41,26 @@ class Deployment:
     note: str = ""
 
 
+def best_deployment(results: StudyResults) -> Deployment:
+    """The best configuration of a study; StudyError where none finished."""
+    about, best = results.about, summary(results).best
+    if best is None:
+        raise StudyError(f"study {about['study']} has no configuration that finished")
+    task, engine = about["task"], about["engine"]
+    options = task.get("engine", {})
+    tag = task.get("runtime_image_tag") or "latest"
+    return Deployment(
+        argv=json.loads(best["command"]),
+        flags={**options.get("args", {}), **best["config"]},
+        gpus=int(best["gpus"]),
+        name=about["study"],
+        image=f"{IMAGES[engine]}:{tag}" if engine in IMAGES else "",
+        namespace=task.get("model", {}).get("namespace", ""),
+        env=options.get("env", {}),
+        note=_SIMULATED if about["simulated"] else "",
+    )
+
+
 def shell(deployment: Deployment) -> str:
     """A command for a POSIX shell, a flag to a line; secrets are taken from the caller's environment."""
     env = [f"{name}={_shell_value(name, value)}" for name, value in deployment.env.items()]
@@ -48,10 +75,10 @@ def docker(deployment: Deployment) -> str:
     ]
     words = [
         *("docker", "run", "--rm", "--gpus", str(deployment.gpus), "--ipc=host", "-p", f"{PORT}:{PORT}"),
-        *("-v", '"$HOME/.cache/huggingface:/root/.cache/huggingface"'),
+        *("-v", '"$HOME/.cache/huggingface:/huggingface"', "-e", "HF_HOME=/huggingface"),
         *(word for pair in env for word in pair),
-        deployment.image,
-        *map(shlex.quote, deployment.argv),
+        *("--entrypoint", shlex.quote(deployment.argv[0]), _image(deployment)),
+        *map(shlex.quote, deployment.argv[1:]),
     ]
     return _commented(deployment.note) + _folded(words)
 
@@ -62,7 +89,7 @@ def kubernetes(deployment: Deployment) -> str:
     probe = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10}
     container = {
         "name": "engine",
-        "image": _Quoted(deployment.image),
+        "image": _Quoted(_image(deployment)),
         "command": [_Quoted(word) for word in deployment.argv],
         "env": [_kubernetes_env(name, key, value) for key, value in deployment.env.items()],
         "ports": [{"containerPort": PORT}],
@@ -105,6 +132,12 @@ FORMATS: dict[str, Callable[[Deployment], str]] = {
     "kubernetes": kubernetes,
     "json": flags_json,
 }
+
+
+def _image(deployment: Deployment) -> str:
+    if not deployment.image:
+        raise StudyError("no container image of this engine is known; --format shell or json")
+    return deployment.image
 
 
 def _commented(note: str) -> str:

@@ -11,6 +11,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from tuner.evaluate import Report
 from tuner.recorder import StudyProgress
 from tuner.report.words import Unit, config_text, duration, seconds
 
@@ -68,3 +69,19 @@ def progress_line(progress: StudyProgress) -> str:
     ended = progress.finished + progress.failed
     new = "  NEW BEST" if progress.best is progress.last else ""
     return f"[{ended}/{progress.planned}] {trial_text(progress.last)}{new}"
+
+
+def report_line(report: Report) -> str:
+    """What a trial's newest load level showed, or why it failed, with the engine's last words."""
+    if report.failure:
+        failure = report.failure
+        return f"failed ({failure.stage}): {failure.cause}: {failure.detail}\n{failure.evidence}".rstrip()
+    assert report.step is not None
+    metrics, level = report.step.metrics, report.step.level
+    parts = [f"{level.scenario} at {level.concurrency}:"]
+    for name in ("latency", "ttft", "tpot"):
+        values = getattr(metrics, name)
+        if values is not None:
+            parts.append(f"{name} mean {values.mean * 1e3:.1f} ms, p99 {values.p99 * 1e3:.1f} ms;")
+    parts.append(f"{metrics.output_tok_s:,.0f} output tok/s, {metrics.requests_ok} requests")
+    return " ".join(parts)
