@@ -125,7 +125,7 @@ def test_a_docker_command_gives_the_container_its_gpus() -> None:
         "HF_HOME=/huggingface",
         *("A=x y", "HF_TOKEN"),
     ]
-    assert found[at + 1 :] == ARGV
+    assert [options[options.index("--entrypoint") + 1], *found[at + 1 :]] == ARGV
 
 
 # --- Kubernetes ----------------------------------------------------------------------------------------
