@@ -22,7 +22,7 @@ LAYERS = {
     "domain": "task space workload vocabulary metrics objective failures plan analysis",
     "adapters": "engines load results report export",
     "compose": "evaluate rows check",
-    "ray": "encoding search cluster trial recorder study",
+    "ray": "search cluster trial recorder study",
     "surfaces": "cli live jobs",
 }
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts.split()}
@@ -35,7 +35,7 @@ ACCEPTED = {
 STRANGERS = [("engines", "load"), ("load", "engines")]  # in one layer, and never to know of each other
 
 HOMES = {
-    "ray": {"encoding", "search", "cluster", "trial", "recorder", "study"},
+    "ray": {"search", "cluster", "trial", "recorder", "study"},
     "optuna": {"search"},
     "pyarrow": {"results"},
     "json5": {"task"},

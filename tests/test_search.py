@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
-from tuner.encoding import encode, hyperopt_integers, optuna_integers
 from tuner.search import make_searcher
+from tuner.search.encoding import encode, hyperopt_integers, optuna_integers
 from tuner.space import Categorical, Float, Integer, SearchSpace, config_key
 from tuner.task import make_task
 from tuner.task.model import DEFAULT_PARAMETERS
@@ -24,6 +24,10 @@ class TestTpe(ContinuousStrategyContract):
 
 class TestHyperopt(ContinuousStrategyContract):
     optimization: ClassVar = {"strategy": "bayesian", "sampler": "hyperopt"}
+
+
+class TestGp(ContinuousStrategyContract):
+    optimization: ClassVar = {"strategy": "bayesian", "sampler": "gp"}
 
 
 class TestRandom(ContinuousStrategyContract):
@@ -68,6 +72,13 @@ def test_tpe_finds_the_best_of_80_in_30_trials_and_beats_luck() -> None:
     assert found >= 7, modelled
     assert found > by_luck, (modelled, lucky)
     assert sum(modelled) < sum(lucky), (modelled, lucky)
+
+
+def test_the_gaussian_process_needs_fewer_trials_than_tpe() -> None:
+    modelled = [found_after({"strategy": "bayesian", "sampler": "gp"}, seed) for seed in SEEDS]
+    tpe = [found_after({"strategy": "bayesian"}, seed) for seed in SEEDS]
+    assert max(modelled) < NOT_FOUND, modelled
+    assert sum(modelled) < sum(tpe), (modelled, tpe)
 
 
 def test_hyperopt_finds_it_too() -> None:

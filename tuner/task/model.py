@@ -56,8 +56,10 @@ class Optimization(Section):
     """How to search."""
 
     strategy: Literal["bayesian", "grid_search", "grid", "random"] = "bayesian"
-    sampler: Literal["tpe", "hyperopt"] = Field(
-        "tpe", description="Of the bayesian strategy: tpe is Optuna's, hyperopt is Hyperopt's TPE."
+    sampler: Literal["tpe", "hyperopt", "gp"] = Field(
+        "tpe",
+        description="Of the bayesian strategy: tpe is Optuna's, hyperopt is Hyperopt's TPE, gp a Gaussian "
+        "process over the configurations that exist.",
     )
     objective: Literal[
         "minimize_latency",

@@ -1,4 +1,4 @@
-"""Which configuration is tried next: a strategy as a Ray Tune searcher.
+"""The searcher that a study gives to Ray Tune.
 
 `StudySearcher` stands between Tune and an inner searcher (OptunaSearch, HyperOptSearch, a grid). It
 measures the baseline first, answers for what is already known, keeps to the budget, holds back while
@@ -14,26 +14,18 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
-from ray.tune.search.hyperopt import HyperOptSearch
-from ray.tune.search.optuna import OptunaSearch
 
-from tuner.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.failures import Failure
 from tuner.objective import HARD_SLO_TIER
-from tuner.plan import planned_trials
+from tuner.search.encoding import Encoding
 from tuner.space import SearchSpace, Value, config_key
-from tuner.task import Task
 
 METRIC, MODE = "loss", "min"
 FINALISTS = 2  # configurations that are measured again at the end
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
 _DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
 _FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
-
-_AS_IT_IS = Code(None, lambda value: value)
 
 Config = dict[str, Value]
 
@@ -246,61 +238,3 @@ class StudySearcher(Searcher):
 
     def _tell(self, inner_id: str, loss: float) -> None:
         self._inner.on_trial_complete(inner_id, {METRIC: loss})
-
-
-class GridSearcher(Searcher):
-    """Every configuration once, in a shuffled order, so that an early stop has still seen all corners."""
-
-    def __init__(self, space: SearchSpace, seed: int) -> None:
-        super().__init__(metric=METRIC, mode=MODE)
-        configs = list(space.grid())
-        random.Random(seed).shuffle(configs)  # noqa: S311  a reproducible order, no secret
-        self._configs: Iterator[Config] = iter(configs)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        """The next configuration, or FINISHED."""
-        return next(self._configs, Searcher.FINISHED)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """A grid learns nothing."""
-
-
-def make_searcher(task: Task, *, seed: int, **limits: Any) -> StudySearcher:
-    """The searcher of a task's strategy; `limits` are passed on to `StudySearcher`."""
-    space, options = task.space, task.optimization
-    tpe_space = encode(space, integers=optuna_integers)
-    inner: Searcher
-    if options.enumerates or not tpe_space.codes:
-        inner = GridSearcher(space, seed)
-        encoding = Encoding(tuple(space.domains), dict.fromkeys(space.domains, _AS_IT_IS), {})
-    elif options.strategy == "bayesian" and options.sampler == "hyperopt":
-        encoding = encode(space, integers=hyperopt_integers)
-        inner = HyperOptSearch(
-            HyperOptSearch.convert_search_space(encoding.tune_space),
-            metric=METRIC,
-            mode=MODE,
-            n_initial_points=options.n_initial_random,
-            random_state_seed=seed,
-        )
-    else:
-        encoding = tpe_space
-        sampler: BaseSampler
-        if options.strategy == "random":
-            sampler = RandomSampler(seed=seed)
-        else:
-            sampler = TPESampler(n_startup_trials=options.n_initial_random, seed=seed)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        distributions = OptunaSearch.convert_search_space(encoding.tune_space)
-        inner = OptunaSearch(distributions, metric=METRIC, mode=MODE, sampler=sampler)
-    return StudySearcher(
-        inner,
-        encoding,
-        space,
-        budget=planned_trials(task),
-        baseline=options.baseline,
-        rounds=options.confirm,
-        seed=seed,
-        **limits,
-    )

@@ -1,0 +1,134 @@
+"""An Optuna sampler for few, dear trials: a Gaussian process over the configurations that really exist.
+
+TPE proposes from the product of all parameters and needs dozens of trials; here every configuration that
+the constraints allow is a candidate, and the one with the highest expected improvement is next. Trials
+that failed are told as a loss just above the worst one measured; trials that still run are believed to
+give what the model expects, so that several at once do not ask the same question.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.objective import HARD_SLO_TIER
+from tuner.search.encoding import Encoding
+from tuner.search.surrogate import Array, GaussianProcess, distances, expected_improvement
+from tuner.space import SearchSpace, Value, config_key
+
+MOST_CANDIDATES = 10_000  # of a listed space; beyond, and of a continuous one, so many are drawn anew
+_DRAWN = 2_000
+_SPREAD_OVER = 64  # candidates among which a starting point is the one farthest from the others
+_ALWAYS_SEARCHED = 40  # trials up to which hyperparameters are searched each time; then every fifth
+_EVERY = 5
+
+Config = dict[str, Value]
+
+
+class GpSampler(BaseSampler):
+    """Draws `n_initial` points spread over the space, then by expected improvement."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        encoding: Encoding,
+        distributions: Mapping[str, BaseDistribution],
+        *,
+        n_initial: int,
+        seed: int,
+    ) -> None:
+        self._space, self._encoding = space, encoding
+        self._distributions = dict(distributions)
+        self._n_initial = max(n_initial, 2)
+        self._rng = np.random.default_rng(seed)
+        self._independent = RandomSampler(seed=seed)
+        self._model = GaussianProcess(encoding.unordered)
+        self._listed = self._enumerated()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters are drawn together."""
+        return self._distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next point, in the sampler's own encoding."""
+        told = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
+        done = [t for t in told if t.state is TrialState.COMPLETE and t.value is not None]
+        running = [t for t in told if t.state is TrialState.RUNNING]
+        seen = self._points([*done, *running])
+        configs, points = self._candidates({config_key(self._encoding.decode(t.params)) for t in told})
+        if not configs:
+            return {}
+        if len(seen) < self._n_initial or len(done) < 2:
+            chosen = self._spread(points, seen)
+        else:
+            losses = _graded(np.array([float(t.value or 0.0) for t in done]))
+            chosen = self._promising(points, seen, losses)
+        return self._encoding.encode(configs[chosen])
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Where no candidate is left, anything: it is known, and costs nothing."""
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def _points(self, trials: Sequence[FrozenTrial]) -> Array:
+        return self._encoding.points([self._encoding.decode(trial.params) for trial in trials])
+
+    def _enumerated(self) -> tuple[list[Config], list[str], Array] | None:
+        """Every configuration that exists, its key and its point; None where they are too many to list."""
+        if not self._space.enumerable() or self._space.size > MOST_CANDIDATES * 100:
+            return None
+        configs = list(itertools.islice(self._space.grid(), MOST_CANDIDATES + 1))
+        if len(configs) > MOST_CANDIDATES:
+            return None
+        return configs, list(map(config_key, configs)), self._encoding.points(configs)
+
+    def _candidates(self, known: set[str]) -> tuple[list[Config], Array]:
+        """Configurations that were not told yet, and their points."""
+        if self._listed is not None:
+            configs, keys, points = self._listed
+            fresh = [place for place, key in enumerate(keys) if key not in known]
+            return [configs[place] for place in fresh], points[fresh]
+        drawn = [config for config in map(self._draw, range(_DRAWN)) if self._space.allows(config)]
+        return drawn, self._encoding.points(drawn)
+
+    def _draw(self, _: int) -> Config:
+        return {name: domain.draw(float(self._rng.random())) for name, domain in self._space.domains.items()}
+
+    def _spread(self, points: Array, seen: Array) -> int:
+        """A candidate far from all that was seen; any one at first."""
+        some = self._rng.choice(len(points), min(_SPREAD_OVER, len(points)), replace=False)
+        if not len(seen):
+            return int(some[0])
+        nearest = distances(points[some], seen, self._encoding.unordered).sum(axis=-1).min(axis=1)
+        return int(some[np.argmax(nearest)])
+
+    def _promising(self, points: Array, seen: Array, losses: Array) -> int:
+        """The candidate of the highest expected improvement, the running ones believed."""
+        count = len(losses)
+        search = count <= _ALWAYS_SEARCHED or count % _EVERY == 0
+        self._model.fit(seen[:count], losses, search=search)
+        if len(seen) > count:
+            believed, _ = self._model.predict(seen[count:])
+            self._model.fit(seen, np.concatenate([losses, believed]), search=False)
+        improvement = expected_improvement(*self._model.predict(points), float(losses.min()))
+        return int(np.argmax(improvement))
+
+
+def _graded(losses: Array) -> Array:
+    """Losses in which a failed trial is a little worse than the worst that finished, whatever its tier."""
+    failed = losses > HARD_SLO_TIER / 2
+    if failed.all():
+        return losses
+    finished = losses[~failed]
+    spread = float(finished.std()) or 1.0
+    return np.where(failed, finished.max() + spread, losses)
