@@ -1,0 +1,138 @@
+"""llama.cpp: its command line, the CPUs it keeps busy, what its server says, the signs of its failures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner.engines.base import Config, RunningEngine, ServerInfo
+from tuner.engines.llamacpp import __main__ as launcher
+from tuner.engines.server import HOST, Sign, call, launched
+from tuner.errors import EngineUnavailable
+from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.task import Task
+
+# In this order: what is said last is generic ("exiting due to model loading error"), the cause stands
+# further up. Lines of xllamacpp 2026.10.11549.
+SIGNS = (
+    Sign.of(r"error: (unrecognized arguments|argument |ambiguous option)", Cause.INVALID_FLAGS),
+    Sign.of(r"couldn't bind HTTP server socket", Cause.PORT_TAKEN),
+    Sign.of(r"insufficient memory|failed to allocate|unable to allocate", Cause.OUT_OF_MEMORY),
+    Sign.of(r"std::bad_alloc|MemoryError", Cause.OUT_OF_MEMORY),
+    Sign.of(r"Resource temporarily unavailable", Cause.OUT_OF_MEMORY),  # no stack for another slot's thread
+    Sign.of(r"quantized V cache requires flash_attn", Cause.INVALID_FLAGS),
+    Sign.of(r"failed to open GGUF file|invalid magic|corrupted or incomplete", Cause.MODEL_NOT_FOUND),
+    Sign.of(r"error loading model:", Cause.MODEL_NOT_FOUND),
+    Sign.of(r"GGML_ASSERT|GGML_ABORT", Cause.CRASH),
+)
+_OWN_FLAGS = ("memory-limit",)  # which llama-server does not have
+_VERSION = "import importlib.metadata as m; print(m.version('xllamacpp'))"
+
+
+def flag_arguments(config: Config) -> list[str]:
+    """`{"a": 1, "b": True, "c": False, "d": None}` as argv: `--a 1 --b --no-c`."""
+    argv: list[str] = []
+    for flag, value in config.items():
+        if isinstance(value, bool):
+            argv.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            argv += [f"--{flag}", str(value)]
+    return argv
+
+
+class LlamaCppEngine:
+    """llama.cpp's server on the CPU, started by this package's own launcher."""
+
+    name = "llamacpp"
+    simulated = False
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.python = task.engine.python or sys.executable
+
+    def version(self) -> str:
+        try:
+            asked = subprocess.run(
+                [self.python, "-c", _VERSION], capture_output=True, text=True, timeout=60, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise EngineUnavailable(f"llamacpp: engine.python cannot be run: {error}") from error
+        if asked.returncode:
+            raise EngineUnavailable(
+                f"llamacpp: xllamacpp is not installed for {self.python}: `pip install "
+                "'inference-autotuner[llamacpp]'`, or name in engine.python an interpreter that has it"
+            )
+        return asked.stdout.strip()
+
+    def gpus(self, config: Config) -> int:
+        """None: it computes on the CPU (and on Apple's GPU, which is not counted)."""
+        return 0
+
+    def cpus(self, config: Config) -> int:
+        """As many as it has threads: trials beside each other on the same cores would measure each other."""
+        flags = {**self.task.engine.args, **config}
+        threads, batch = (str(flags.get(flag)) for flag in ("threads", "threads-batch"))
+        of_its_own = int(threads) if threads.isdecimal() else os.cpu_count() or 1
+        return max(1, of_its_own, int(batch) if batch.isdecimal() else 0)
+
+    def check(self, config: Config) -> None:
+        """Refuses flags that the launcher would refuse."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                launcher.parser().parse_args(self._arguments(config, HOST, 0))
+        except SystemExit as refused:
+            code = refused.code if isinstance(refused.code, int) else 2
+            lines = said.getvalue().strip().splitlines() or ["refused"]
+            failure = Failure(Stage.CHECK, Cause.INVALID_FLAGS, lines[-1], said.getvalue(), code)
+            raise TrialFailed(failure) from refused
+
+    def launch_command(self, config: Config) -> list[str]:
+        """llama-server's: its flags are the same, and it is what people deploy."""
+        flags = {**self.task.engine.args, **config}
+        shared = {flag: value for flag, value in flags.items() if flag not in _OWN_FLAGS}
+        return ["llama-server", *self._head("0.0.0.0", 30000), *flag_arguments(shared)]  # noqa: S104  of the user's deployment
+
+    def _arguments(self, config: Config, host: str, port: int) -> list[str]:
+        return [*self._head(host, port), *flag_arguments({**self.task.engine.args, **config})]
+
+    def _head(self, host: str, port: int) -> list[str]:
+        served = ("--model", self.task.model.id_or_path, "--alias", self.task.served_model_name)
+        return [*served, "--host", host, "--port", str(port)]
+
+    @contextmanager
+    def launch(
+        self, config: Config, *, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
+    ) -> Iterator[RunningEngine]:
+        def argv(port: int) -> list[str]:
+            return [self.python, str(launcher.__file__), *self._arguments(config, HOST, port)]
+
+        env = {**os.environ, **self.task.engine.env}
+        model = self.task.served_model_name
+        with launched(
+            argv, env=env, log_path=log_path, timeout_s=timeout_s, model=model, signs=SIGNS
+        ) as server:
+            server.info = self._info(config, server.base_url)
+            slots = int(server.info.effective_args["parallel"])
+            server.flush_paths = [f"slots/{slot}?action=erase" for slot in range(slots)]
+            yield server
+
+    def _info(self, config: Config, base_url: str) -> ServerInfo:
+        """The launcher's flags, defaults included, with the slots and the context that the server chose."""
+        args = vars(launcher.parser().parse_args(self._arguments(config, HOST, 0)))
+        shared = args["kv_unified"] or args["parallel"] == -1  # then one slot may have the whole KV cache
+        kv_tokens = None
+        with contextlib.suppress(OSError):  # a server that has died meanwhile is found under load
+            said = call(f"{base_url}/props", timeout_s=30.0)
+            slots, slot_tokens = int(said["total_slots"]), int(said["default_generation_settings"]["n_ctx"])
+            # A slot's is cut to what the model was trained for; the cache is as large as it was asked to be.
+            kv_tokens = args["ctx_size"] or (slot_tokens if shared else slot_tokens * slots)
+            args |= {"parallel": slots, "ctx_size": kv_tokens, "kv_unified": shared}
+        effective = {flag.replace("_", "-"): value for flag, value in args.items()}
+        return ServerInfo(self.version(), kv_tokens, effective)
