@@ -2,18 +2,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SGLANG_ENV ?= .venv-sglang
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
 
-.PHONY: help demo test fast lint schema lock clean
+.PHONY: help demo test test-sglang fast lint schema lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 demo: $(VENV)/.installed  ## the main job: a study on the embedded simulator, about two minutes
 	@$(BIN)/tuner run configs/quickstart.json --num-gpus 8
 
 test: $(VENV)/.installed-dev  ## every test that this machine can run
 	@$(BIN)/python -m pytest
+
+# torch's CPU build and no other: the plain name may bring gigabytes of CUDA. pip must know an index that has it.
+test-sglang: $(VENV)/.installed-dev $(SGLANG_ENV)/.installed  ## the sglang adapter on a real SGLang without a GPU
+	@SGLANG_PYTHON="$(abspath $(SGLANG_ENV))/bin/python" $(BIN)/python -m pytest --durations=0 tests/sglang
 
 fast: $(VENV)/.installed-dev  ## the tests that need no Ray and take no time
 	@$(BIN)/python -m pytest -m "not ray and not slow"
@@ -50,3 +55,13 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	@$(PIP) -r requirements-dev.lock
 	@touch $@
+
+$(SGLANG_ENV)/.installed: tests/sglang/requirements.txt tests/sglang/requirements-alone.txt
+	@echo "Setting up $(SGLANG_ENV) with SGLang for the CPU (some minutes and 1.8 GB, once) ..."
+	@$(PYTHON) -m venv $(SGLANG_ENV)
+	@$(SGLANG_PIP) torch==2.13.0+cpu
+	@$(SGLANG_PIP) -r tests/sglang/requirements.txt
+	@$(SGLANG_PIP) --no-deps -r tests/sglang/requirements-alone.txt
+	@touch $@
+
+SGLANG_PIP = $(SGLANG_ENV)/bin/python -m pip --disable-pip-version-check --no-input install -qq

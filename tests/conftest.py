@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,21 @@ from hypothesis import settings
 settings.register_profile("tuner", deadline=None, max_examples=60)
 settings.load_profile("tuner")
 
+_PLUGINS = Path(__file__).parent / "plugins"  # packages with engines of their own, as if installed
+# Tests of real engines, by the variable that names an interpreter which has the engine.
+_OPT_IN = {"VLLM_PYTHON": "vllm", "SGLANG_PYTHON": "sglang"}
+collect_ignore = [folder for variable, folder in _OPT_IN.items() if not os.environ.get(variable)]
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster with eight logical GPUs for the whole session."""
+    """One local Ray cluster with eight logical GPUs for the whole session; its workers have the plug-ins."""
     from tuner.cluster import cluster
 
-    with cluster(8):
+    with ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(_PLUGINS), prepend=os.pathsep)
+            running.enter_context(cluster(8))
         yield
 
 

@@ -23,6 +23,20 @@ def with_marker(marker: str) -> dict[int, str]:
     return {pid: line for pid, line in command_lines().items() if marker in line}
 
 
+def below(root: int) -> dict[int, str]:
+    """The command lines of the processes that descend from `root`, by pid."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    found: set[int] = set()
+    while grown := {pid for pid, parent in parents.items() if parent in {root, *found}} - found:
+        found |= grown
+    return {pid: line for pid, line in command_lines().items() if pid in found}
+
+
 def gone(marker: str, within_s: float = 30.0) -> bool:
     """Whether every process with `marker` ends within a generous limit."""
     deadline = time.monotonic() + within_s

@@ -233,5 +233,5 @@ def test_the_best_configuration_of_a_study_is_exported_with_its_engines_image() 
 
 def test_nothing_is_exported_where_nothing_finished() -> None:
     made = studies.make(fails=lambda config: Cause.CRASH)
-    with pytest.raises(StudyError, match="no configuration that finished"):
+    with pytest.raises(StudyError, match="no configuration to recommend"):
         best_deployment(made.results())

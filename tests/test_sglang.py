@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.engines import make_engine
+from tuner.engines.flags import ASK, Flag, installed_flags
 from tuner.engines.server import diagnose
 from tuner.engines.sglang import SIGNS, SGLangEngine, _server_info, flag_arguments
 from tuner.errors import EngineUnavailable
-from tuner.failures import Cause, Stage
+from tuner.failures import Cause, Stage, TrialFailed
 from tuner.task import make_task
 
 LOGS = Path(__file__).parent / "data" / "logs"
@@ -98,6 +99,10 @@ def test_the_defaults_are_launched_without_flags() -> None:
         ({"tp-size": 2, "pp-size": 3}, 6),
         ({"dp-size": 2, "tp-size": 2, "pp-size": 2}, 8),
         ({"mem-fraction-static": 0.9}, 1),
+        ({"tensor-parallel-size": 4, "data-parallel-size": 2}, 8),
+        ({"tp-size": 8, "dp-size": 8, "enable-dp-attention": True}, 8),
+        ({"tp-size": 2, "device": "cpu"}, 0),
+        ({"tp-size": "two"}, 1),
     ],
 )
 def test_gpus_are_the_product_of_the_parallel_sizes(config: dict[str, Any], gpus: int) -> None:
@@ -108,6 +113,178 @@ def test_fixed_flags_count_too() -> None:
     sglang = engine(engine={"args": {"pp-size": 2}})
     assert (sglang.gpus({}), sglang.gpus({"tp-size": 4})) == (2, 8)
     assert sglang.task.gpu_range(sglang.gpus) == (2, 4)
+
+
+# --- its flags -----------------------------------------------------------------------------------------
+
+PARSER = Path(__file__).parent / "data" / "flags" / "sglang-0.5.23.json"  # as the real one told them
+INTERPRETER = """#!{python} -IS
+import sys
+with open({calls!r}, "a") as calls:
+    calls.write(" ".join(sys.argv[3:]) + "\\n")
+if "importlib.metadata" in sys.argv[2]:
+    print({version!r})
+else:
+    print("a library greets")
+    print(open({parser!r}).read())
+    print("a library says goodbye")
+"""
+
+
+class Installed:
+    """An interpreter that has SGLang: a script that answers as the real one does, and counts its calls."""
+
+    def __init__(self, folder: Path, version: str = "0.5.23", parser: Path = PARSER) -> None:
+        self.python = folder / "python"
+        self._calls = folder / "calls"
+        script = INTERPRETER.format(
+            python=sys.executable, calls=str(self._calls), version=version, parser=str(parser)
+        )
+        self.python.write_text(script)
+        self.python.chmod(0o755)
+
+    def engine(self, **args: Any) -> SGLangEngine:
+        return engine(engine={"python": str(self.python), "args": args}, parameters={"x": [1, 2]})
+
+    def times_asked(self) -> int:
+        return self._calls.read_text().splitlines().count("sglang.launch_server --help")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Installed:
+    return Installed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"tp-size": 2, "tensor-parallel-size": 2, "mem-fraction-static": 0.85, "schedule-policy": "lpm"},
+        {"chunked-prefill-size": -1, "schedule-conservativeness": 1, "log-requests-level": 2},
+        {"enable-mixed-chunk": True, "disable-radix-cache": False, "page-size": None},
+        {"no-dllm-fdfo": True, "dllm-fdfo": True, "enable-tf32-matmul": False},
+        {"context-length": "4k", "json-model-override-args": '{"a": 1}', "lora-paths": "a=b"},
+        {"tp-size": "2", "watchdog-timeout": "1e3", "revision": "-1"},
+    ],
+)
+def test_what_the_parser_takes_passes_the_check(config: dict[str, Any], installed: Installed) -> None:
+    installed.engine().check(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (
+            {"schedule-polcy": "lpm"},
+            "unrecognized argument --schedule-polcy (did you mean --schedule-policy?)",
+        ),
+        ({"zzzzzz": 1}, "unrecognized argument --zzzzzz"),
+        ({"tp": 2}, "unrecognized argument --tp (did you mean --tp-size?)"),
+        (
+            {"schedule-policy": "fcsf"},
+            "argument --schedule-policy: invalid choice: 'fcsf' (choose from lpm, ",
+        ),
+        ({"schedule-policy": "fcsf"}, "did you mean fcfs?"),
+        ({"schedule-policy": True}, "argument --schedule-policy: expected a value, got true"),
+        ({"schedule-policy": 1}, "argument --schedule-policy: invalid choice: '1'"),
+        ({"log-requests-level": 9}, "argument --log-requests-level: invalid choice: '9'"),
+        ({"tp-size": "two"}, "argument --tp-size: invalid int value: 'two'"),
+        ({"tp-size": 2.0}, "argument --tp-size: invalid int value: '2.0'"),
+        ({"mem-fraction-static": "high"}, "argument --mem-fraction-static: invalid float value: 'high'"),
+        ({"enable-metrics": 1}, "argument --enable-metrics: takes no value, got 1 (true or false)"),
+        ({"dllm-fdfo": False}, "is on by default, and false only leaves it out; no-dllm-fdfo: true"),
+        ({"revision": "-main"}, "argument --revision: expected a value, got '-main', which reads as a flag"),
+        ({"port": 1}, "argument --port: is chosen for each trial"),
+        ({"model": "m"}, "argument --model: comes from model.id_or_path"),
+        ({"api-key": "k"}, "argument --api-key: the load client speaks plain HTTP without a key"),
+    ],
+)
+def test_what_the_parser_refuses_is_refused_before_a_gpu_is_held(
+    config: dict[str, Any], problem: str, installed: Installed
+) -> None:
+    with pytest.raises(TrialFailed) as refused:
+        installed.engine().check(config)
+    failure = refused.value.failure
+    assert (failure.stage, failure.cause) == (Stage.CHECK, Cause.INVALID_FLAGS)
+    assert problem in failure.detail and "\n" not in failure.detail
+
+
+def test_fixed_flags_are_checked_too(installed: Installed) -> None:
+    with pytest.raises(TrialFailed, match="--no-such-flag"):
+        installed.engine(**{"no-such-flag": 1}).check({})
+
+
+def test_the_parser_is_asked_once_for_a_version(tmp_path: Path, installed: Installed) -> None:
+    for _ in range(2):
+        adapter = installed.engine()
+        adapter.check({"tp-size": 1})
+        adapter.check({"tp-size": 2})
+    assert installed.times_asked() == 1
+    Installed(tmp_path, version="0.5.24").engine().check({})
+    assert installed.times_asked() == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 0, "key": [], "flags": []}'])
+def test_a_cache_that_cannot_be_read_is_written_anew(
+    content: str, installed: Installed, data_folder: Path
+) -> None:
+    installed.engine().check({})
+    [kept] = (data_folder / "cache").iterdir()
+    good = kept.read_text()
+    kept.write_text(content)
+    with pytest.raises(TrialFailed, match="--no-such-flag"):
+        installed.engine().check({"no-such-flag": 1})
+    assert kept.read_text() == good
+    assert installed.times_asked() == 2
+    assert list((data_folder / "cache").iterdir()) == [kept]
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(installed: Installed, data_folder: Path) -> None:
+    data_folder.mkdir()
+    (data_folder / "cache").write_text("a file, where the folder should be")
+    with pytest.raises(TrialFailed, match="--no-such-flag"):
+        installed.engine().check({"no-such-flag": 1})
+
+
+@pytest.mark.parametrize("said", ["", "usage: launch_server [-h]", "[]", "[1]", '[{"names": ["--x"]}]'])
+def test_where_the_parser_cannot_be_asked_the_start_will_tell(said: str, tmp_path: Path) -> None:
+    (tmp_path / "said").write_text(said)
+    Installed(tmp_path, parser=tmp_path / "said").engine().check({"no-such-flag": 1})
+
+
+def test_without_sglang_the_check_says_what_is_missing() -> None:
+    with pytest.raises(EngineUnavailable, match="pip install sglang"):
+        engine().check({})
+
+
+PROGRAM = """
+import argparse, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--count", "-c", type=int, nargs="?", choices=range(3))
+parser.add_argument("--on", action=argparse.BooleanOptionalAction, default=True)
+parser.add_argument("--many", nargs="+")
+parser.parse_args()
+"""
+
+
+def test_a_parser_tells_its_options(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    flags = installed_flags(
+        [sys.executable, "-c", ASK, "program", "--help"],
+        env={"PYTHONPATH": str(tmp_path)},
+        key=("program",),
+        folder=tmp_path,
+    )
+    assert flags is not None
+    _, count, on, many = flags.all
+    assert count == Flag(("--count",), True, False, "int", ("0", "1", "2"), False)
+    assert on == Flag(("--on", "--no-on"), False, False, None, None, True)
+    assert many == Flag(("--many",), True, True, None, None, False)
+
+
+def test_secrets_are_not_recorded() -> None:
+    info = _server_info({"api_key": "k", "admin_api_key": None, "hf_token": "t", "max_total_tokens": 5})
+    assert info.effective_args == {"admin-api-key": None, "max-total-tokens": 5}
 
 
 # --- an SGLang that is not there -----------------------------------------------------------------------
@@ -163,12 +340,27 @@ def test_effective_arguments_are_spelt_as_flags() -> None:
     [
         ("invalid-choice", 2, Cause.INVALID_FLAGS, "argument --schedule-policy: invalid choice: 'nosuch'"),
         ("unrecognized-arguments", 2, Cause.INVALID_FLAGS, "unrecognized arguments: --no-such-flag 1"),
-        ("model-not-found", 1, Cause.MODEL_NOT_FOUND, "OSError: Repo id must be in the form"),
-        ("no-memory-for-kv", -9, Cause.OUT_OF_MEMORY, "ValueError: Loaded weights leave no GPU memory"),
-        ("out-of-memory", -9, Cause.OUT_OF_MEMORY, "torch.OutOfMemoryError: CUDA out of memory"),
+        ("context-too-long", 1, Cause.INVALID_FLAGS, "is greater than the derived context_length (4096)"),
+        ("not-divisible", 1, Cause.INVALID_FLAGS, "chunked_prefill_size must be divisible by page_size"),
         ("warm-up-too-long", -9, Cause.INVALID_FLAGS, "exceeds the maximum allowed length (2 tokens)"),
-        ("port-taken", 137, Cause.PORT_TAKEN, "[Errno 98]"),
-        ("unbound-cpu", -9, Cause.CRASH, "ended by signal 9; last line: "),
+        ("model-not-found", 1, Cause.MODEL_NOT_FOUND, "couldn't find them in the cached files"),
+        ("no-memory-for-kv", -9, Cause.OUT_OF_MEMORY, "ValueError: Loaded weights leave no GPU memory"),
+        ("no-memory-on-cpu", -9, Cause.OUT_OF_MEMORY, "can't allocate memory: you tried to allocate 512000"),
+        ("out-of-memory", -9, Cause.OUT_OF_MEMORY, "torch.OutOfMemoryError: CUDA out of memory"),
+        ("out-of-memory-under-load", -9, Cause.OUT_OF_MEMORY, "Decode out of memory"),
+        ("nccl-out-of-memory", -9, Cause.OUT_OF_MEMORY, "Cuda failure 2 'out of memory'"),
+        ("nccl-error", -9, Cause.DRIVER, "ncclSystemError: System call"),
+        ("no-driver", 1, Cause.DRIVER, "Found no NVIDIA driver on your system"),
+        ("broken-gpu", -9, Cause.DRIVER, "CUDA error: uncorrectable ECC error encountered"),
+        ("port-taken", -9, Cause.PORT_TAKEN, "[Errno 98]"),
+        ("hang", -9, Cause.HANG, "Scheduler watchdog timeout"),
+        ("unbound-cpu", -9, Cause.CRASH, "ended by signal 9; last exception: AssertionError: SGLANG_CPU_OMP"),
+        (
+            "killed-under-load",
+            -9,
+            Cause.CRASH,
+            "Subprocess scheduler_0 (pid=20413) crashed with exit code -9",
+        ),
     ],
 )
 def test_a_log_tells_the_cause(log: str, code: int, cause: Cause, detail: str) -> None:
@@ -176,8 +368,19 @@ def test_a_log_tells_the_cause(log: str, code: int, cause: Cause, detail: str) -
     failure = diagnose(Stage.START, code, text, SIGNS)
     assert (failure.stage, failure.cause, failure.exit_code) == (Stage.START, cause, code)
     assert detail in failure.detail
-    assert "\n" not in failure.detail
-    assert failure.evidence.splitlines() == [line.rstrip() for line in text.splitlines() if line.strip()]
+    assert detail in failure.evidence or cause is Cause.CRASH
+    assert len(failure.evidence.splitlines()) <= 25
+
+
+def test_a_cause_far_up_in_a_log_has_its_own_lines_as_evidence() -> None:
+    noise = "".join(f"[TP7] frame {number}\n" for number in range(500))
+    failure = diagnose(Stage.START, -9, f"before\nCUDA out of memory\nafter\n{noise}", SIGNS)
+    assert failure.evidence.splitlines()[:3] == ["before", "CUDA out of memory", "after"]
+
+
+def test_what_is_said_to_avoid_a_failure_is_none() -> None:
+    said = "required memory 9GB for warmup, reducing max_m to 128 to avoid out of memory\nkilled\n"
+    assert diagnose(Stage.START, -9, said, SIGNS).cause is Cause.CRASH
 
 
 def test_every_log_is_in_the_table() -> None:

@@ -167,7 +167,7 @@ def _kill_a_trial_actor() -> int:
     """SIGKILLs the process of one busy trial actor; returns its pid."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for pid, line in processes.command_lines().items():
+        for pid, line in processes.below(os.getpid()).items():  # of this cluster
             if line.startswith("ray::") and "Trainable.train" in line:
                 os.kill(pid, signal.SIGKILL)
                 return pid

@@ -223,7 +223,6 @@ def test_engine_options() -> None:
         "env": {"HF_HUB_OFFLINE": "1"},
         "start_timeout": 90,
         "hang_timeout": 20.0,
-        "command": ["/opt/run-engine", "--quiet"],
     }
     task = make_task({"engine": engine})
     assert task.engine.model_dump() == engine

@@ -6,12 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
+from tuner.errors import EngineUnavailable, Problem, TaskError
 from tuner.failures import TrialFailed
-from tuner.plan import advise, planned_trials, trial_limit_s
+from tuner.plan import FINALISTS, advise, allowed_size, planned_trials, trial_guess_s
 from tuner.report.words import duration, engine_text
+from tuner.space import SearchSpace, Value
 from tuner.task import Task, load_task
 from tuner.task.model import DEFAULT_PARAMETERS
 
@@ -19,51 +22,76 @@ _MOST_CHECKED = 2000  # configurations that are put to the engine's own check
 
 
 def check_task(path: Path, engine_name: str | None = None) -> Iterator[str]:
-    """Lines on the task at `path`; TaskError or EngineUnavailable where it cannot be run."""
+    """Lines on the task at `path`; TaskError, or EngineUnavailable after them, where it cannot be run."""
     task = load_task(path)
     engine = make_engine(task, engine_name)
+    version, missing = _version(engine)
     yield f"Task        {task.task_name}: {task.objective.meaning} ({task.objective.name})"
-    yield f"Engine      {engine_text(engine.name, engine.version())}, model {task.model.id_or_path}"
+    yield f"Engine      {engine_text(engine.name, version)}, model {task.model.id_or_path}"
     yield f"Space       {_space_text(task)}"
     if task.parameters == DEFAULT_PARAMETERS and "parameters" not in task.model_fields_set:
-        yield "            (no parameters are given; these are the documents' own four)"
-    yield from _refused(task, engine)
-    advice = advise(task)
-    options = task.optimization
-    yield f"Strategy    {options.strategy}, {planned_trials(task)} trials"
-    yield f"Advised     {advice.strategy}, {advice.trials} trials: {advice.reason}"
+        yield "            (no parameters are given; these are the documented four of SGLang)"
+    if missing is None:
+        yield from _refused(task, engine, str(path))
+    yield from _cost(task, engine)
+    if missing is not None:
+        raise missing
+
+
+def _version(engine: Engine) -> tuple[str | None, EngineUnavailable | None]:
+    try:
+        return engine.version(), None
+    except EngineUnavailable as missing:
+        return None, missing
+
+
+def _cost(task: Task, engine: Engine) -> Iterator[str]:
+    options, trials, advice = task.optimization, planned_trials(task), advise(task)
     fewest, most = task.gpu_range(engine.gpus)
-    yield (
-        f"GPUs        {fewest} for a trial"
-        if fewest == most
-        else f"GPUs        {fewest} to {most} for a trial"
-    )
-    limit_s = trial_limit_s(task, engine.name)
-    total_s = planned_trials(task) * limit_s
-    yield (
-        f"Time        at most {duration(limit_s)} a trial: {duration(total_s)} one after another, "
-        f"{duration(total_s / max(1, 8 // fewest))} on 8 GPUs"
-    )
+    repeats = options.confirm * (FINALISTS + options.baseline)
+    yield f"Strategy    {options.strategy}, {trials} trials" + (f" and {repeats} repeats" if repeats else "")
+    yield f"Advised     {advice.strategy}, {advice.trials} trials: {advice.reason}"
+    yield f"GPUs        {fewest if fewest == most else f'{fewest} to {most}'} for a trial"
+    guess_s, every = trial_guess_s(task, engine.name), trials + repeats
+    times = f"{duration(every * guess_s)} one after another"
+    if fewest and 8 // fewest > 1:
+        times += f", {duration(math.ceil(every / (8 // fewest)) * guess_s)} if 8 GPUs are kept busy"
+    yield f"Time        about {duration(guess_s)} a trial where load levels use up their time: {times}"
 
 
 def _space_text(task: Task) -> str:
-    size = task.space.size
+    size = allowed_size(task)
     factors = " x ".join(
         f"{name} ({'any' if math.isinf(domain.size()) else int(domain.size())})"
         for name, domain in task.space.domains.items()
     )
-    return f"{'continuous' if math.isinf(size) else f'{int(size):,} configurations'}: {factors}"
+    count = "continuous" if math.isinf(size) else f"{int(size):,} configuration{'s' * (size != 1)}"
+    return f"{count}: {factors}"
 
 
-def _refused(task: Task, engine: Engine) -> Iterator[str]:
-    """What the engine's own check says of the configurations, where they can be listed."""
-    if task.space.size > _MOST_CHECKED or not task.space.enumerable():
-        return
+def _refused(task: Task, engine: Engine, source: str) -> Iterator[str]:
+    """What the engine's own check says of the configurations, all or some; TaskError if of every one."""
     reasons: Counter[str] = Counter()
-    for config in task.space.grid():
+    configs = list(_some_of(task.space))
+    for config in configs:
         try:
             engine.check(config)
         except TrialFailed as refused:
             reasons[refused.failure.detail] += 1
+    if configs and reasons.total() == len(configs):
+        why = "; ".join(reason for reason, _ in reasons.most_common(5))
+        raise TaskError(source, [Problem("parameters", f"{engine.name} refuses every configuration: {why}")])
     for reason, count in reasons.most_common():
-        yield f"Refused     {count} of them by {engine.name}: {reason}"
+        yield f"Refused     {count} of {len(configs)} looked at, by {engine.name}: {reason}"
+
+
+def _some_of(space: SearchSpace) -> Iterator[dict[str, Value]]:
+    """Every configuration of a small space, or as many drawn ones."""
+    if space.size <= _MOST_CHECKED and space.enumerable():
+        yield from space.grid()
+        return
+    chance = Random(0)  # noqa: S311  the same sample each time
+    for _ in range(_MOST_CHECKED // 10):
+        config = {name: domain.draw(chance.random()) for name, domain in space.domains.items()}
+        if space.allows(config):
+            yield config

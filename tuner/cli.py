@@ -128,11 +128,12 @@ def check(task_path: Path, engine: str | None) -> None:
 @click.option("--set", "flags", multiple=True, metavar="FLAG=VALUE", help="A flag of the engine; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the trial's row as JSON instead.")
 def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: bool) -> None:
-    """Runs one configuration of TASK in the foreground, without Ray."""
+    """Runs one configuration of TASK in the foreground, without Ray; exit code 4 where it fails."""
     from tuner.engines import make_engine
     from tuner.evaluate import evaluate
     from tuner.live import report_line
     from tuner.load import LOAD_GENERATORS
+    from tuner.report.words import engine_text
     from tuner.rows import TrialInfo, this_node, trial_row
     from tuner.task import load_task
 
@@ -143,7 +144,8 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
     began, clock = datetime.now(UTC), time.monotonic()
     log_path = data_home() / "logs" / f"trial-{began:%Y%m%d-%H%M%S-%f}.log"
     if not as_json:
-        click.echo(f"{adapter.name} {version}{' (SIMULATED)' if adapter.simulated else ''}, log: {log_path}")
+        simulated = " (SIMULATED)" if adapter.simulated else ""
+        click.echo(f"{engine_text(adapter.name, version)}{simulated}, log: {log_path}")
     reports = evaluate(
         task,
         config,
@@ -188,7 +190,10 @@ def report(study: str | None, results: str | None, html_path: Path | None) -> No
     if html_path:
         from tuner.report import html
 
-        html_path.write_text(html(found, _launch_text(found)), encoding="utf-8")
+        try:
+            html_path.write_text(html(found, _launch_text(found)), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--html: {html_path} cannot be written: {error.strerror}") from error
     for skipped in found.skipped:
         click.echo(f"skipped: {skipped}", err=True)
 
@@ -241,7 +246,13 @@ def schema() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; errors that this package knows become one message and their exit code."""
     try:
-        cli.main(arguments, prog_name="tuner", standalone_mode=True)
+        sys.exit(cli.main(arguments, prog_name="tuner", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
     except TunerError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -315,6 +326,8 @@ def _launch_text(found: StudyResults) -> str | None:
 
 def _flag_value(text: str) -> tuple[str, Value]:
     """`tp-size=2` as a flag and its value: JSON where it is JSON, else the text itself."""
+    from tuner.task.model import RESERVED
+
     flag, equals, value = text.partition("=")
     if not equals or not flag:
         raise UsageError(f"--set: must be FLAG=VALUE, got {text!r}")
@@ -324,7 +337,10 @@ def _flag_value(text: str) -> tuple[str, Value]:
         parsed = value
     if isinstance(parsed, dict | list) or (isinstance(parsed, float) and not math.isfinite(parsed)):
         raise UsageError(f"--set {flag}: must be a number, a string or a boolean, got {value!r}")
-    return flag.lstrip("-"), parsed
+    flag = flag.lstrip("-")
+    if flag in RESERVED:
+        raise UsageError(f"--set {flag}: {RESERVED[flag]}")
+    return flag, parsed
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ _WORKER_ENV = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}  # a relative model path stays rel
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster's living nodes have; `largest_node_gpus` bounds a single trial."""
+    """What the cluster's living nodes have; the largest node's bound a single trial."""
 
     gpus: float
     largest_node_gpus: float
     cpus: float
+    largest_node_cpus: float
 
 
 @contextmanager
@@ -96,4 +97,5 @@ def _resources() -> Resources:
     every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in every if node["Alive"]]
     gpus = [node.get("GPU", 0.0) for node in nodes]
-    return Resources(sum(gpus), max(gpus, default=0.0), sum(node.get("CPU", 0.0) for node in nodes))
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    return Resources(sum(gpus), max(gpus, default=0.0), sum(cpus), max(cpus, default=0.0))

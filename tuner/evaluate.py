@@ -78,7 +78,8 @@ def evaluate(
             with engine.launch(config, gpu_ids=gpu_ids, log_path=log_path, timeout_s=start_limit_s) as server:
                 report = replace(report, info=server.info, start_s=server.start_s)
                 for level in levels:
-                    step = measure(task, level, server, load, gpus=engine.gpus(config), deadline=deadline)
+                    per = engine.gpus(config) or 1  # rates per GPU are the whole server's where it has none
+                    step = measure(task, level, server, load, gpus=per, deadline=deadline)
                     metrics.append(step.metrics)
                     so_far = score(task.objective, task.slo_terms, metrics)
                     report = replace(report, finished=len(metrics), score=so_far, step=step)

@@ -45,7 +45,9 @@ def best_deployment(results: StudyResults) -> Deployment:
     """The best configuration of a study; StudyError where none finished."""
     about, best = results.about, summary(results).best
     if best is None:
-        raise StudyError(f"study {about['study']} has no configuration that finished")
+        raise StudyError(
+            f"study {about['study']} has no configuration to recommend: none finished within its SLOs"
+        )
     task, engine = about["task"], about["engine"]
     options = task.get("engine", {})
     tag = task.get("runtime_image_tag") or "latest"

@@ -37,13 +37,14 @@ class Cause(StrEnum):
     REQUEST_ERRORS = "request errors"
     PORT_TAKEN = "port taken"
     GPU_IN_USE = "GPU in use by others"
+    DRIVER = "driver error"  # of the GPU, or of NCCL between GPUs
     NODE_LOST = "node lost"
     INTERNAL = "internal error"
 
     @property
     def infrastructure(self) -> bool:
         """True where the machine is at fault and not the configuration: retried, never taught."""
-        return self in {Cause.PORT_TAKEN, Cause.GPU_IN_USE, Cause.NODE_LOST, Cause.INTERNAL}
+        return self in {Cause.PORT_TAKEN, Cause.GPU_IN_USE, Cause.DRIVER, Cause.NODE_LOST, Cause.INTERNAL}
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,14 @@ def trial_text(row: dict[str, Any]) -> str:
     where = f"trial {row['trial']}: {config_text(json.loads(row['config']))}"
     if row["failure_cause"]:
         return f"{row['failure_cause']}  {where}"
-    return f"{_score(row)}  {where}"
+    missed = "  (SLO missed)" if row["slo_met"] is False else ""
+    return f"{_objective(row)}{missed}  {where}"
 
 
-def _score(row: dict[str, Any]) -> str:
-    unit = seconds(row["score"]) if row["objective_unit"] == "s" else Unit(row["objective_unit"], 1.0)
-    return unit.amount(row["score"])
+def _objective(row: dict[str, Any]) -> str:
+    value = row["objective"]
+    unit = seconds(value) if row["objective_unit"] == "s" else Unit(row["objective_unit"], 1.0)
+    return unit.amount(value)
 
 
 def progress_line(progress: StudyProgress) -> str:

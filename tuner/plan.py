@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from tuner.task import Task
 
+FINALISTS = 2  # configurations that are measured again at a study's end
 _START_GUESS_S = {"simulator": 1.0}  # of an engine; others load weights and capture CUDA graphs
 _START_S = 60.0
+_AROUND_A_LEVEL = 1.4  # warm-up before and drain after, relative to the time of sending; seen: 1.3 to 1.6
+_MOST_COUNTED = 100_000  # configurations that constraints are tried on, one by one
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Advice:
 
 def advise(task: Task) -> Advice:
     """Under 20 combinations: grid; 20-50: 20-30 trials; 50-200: 30-50; over 200: 50-100."""
-    size = task.space.size
+    size = allowed_size(task)
     if len(task.parameters) == 1 and math.isinf(size):
         return Advice("random", 20, "one continuous parameter gives a model little to learn")
     if size < 20:
@@ -38,17 +41,25 @@ def advise(task: Task) -> Advice:
 
 
 def planned_trials(task: Task) -> int:
-    """The trials that a task may run, the baseline included: a grid's all, unless it sets a limit."""
-    options, size = task.optimization, task.space.size
-    whole = size + options.baseline
+    """The trials that a search may run, the baseline included: a grid's all, unless it sets a limit."""
+    options = task.optimization
+    whole = allowed_size(task) + options.baseline
     if options.enumerates and "max_iterations" not in options.model_fields_set:
         return int(whole)
     return int(min(options.max_iterations, whole))
 
 
-def trial_limit_s(task: Task, engine: str) -> float:
-    """Seconds that a trial takes at the most: engine start (guessed) and every load level's time limit."""
+def allowed_size(task: Task) -> float:
+    """How many configurations the constraints leave; all of them where they are too many to count."""
+    size = task.space.size
+    if not task.constraints or size > _MOST_COUNTED or not task.space.enumerable():
+        return size
+    return sum(1 for _ in task.space.grid())
+
+
+def trial_guess_s(task: Task, engine: str) -> float:
+    """Seconds of one trial whose load levels all use up their time: engine start (guessed), load, drain."""
     load = task.benchmark
     levels = len(load.traffic_scenarios) * len(load.num_concurrency)
-    seconds = _START_GUESS_S.get(engine, _START_S) + levels * load.max_time_per_iteration
+    seconds = _START_GUESS_S.get(engine, _START_S) + levels * (_AROUND_A_LEVEL * load.max_time_per_iteration)
     return min(seconds, task.optimization.timeout_per_iteration)

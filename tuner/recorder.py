@@ -7,13 +7,15 @@ live parts behind (nothing is ever restored from Tune's own state).
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
@@ -27,6 +29,7 @@ from tuner.search import Suggestion
 from tuner.task import Task
 
 LOG = logging.getLogger("tuner.study")
+_COLOUR = re.compile(r"\x1b\[\d+m")
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,13 @@ class Recorder(tune.Callback):
         store: ResultStore,
         task: Task,
         engine: Engine,
-        planned: int,
+        planned: Callable[[], int],
         watch: Callable[[StudyProgress], None] | None,
     ) -> None:
         self._store, self._task, self._engine, self._watch = store, task, engine, watch
         self._began = time.monotonic()
-        self._progress = StudyProgress(planned, 0, 0, 0, 0.0)
+        self._planned = planned
+        self._progress = StudyProgress(planned(), 0, 0, 0, 0.0)
         self._broken: Exception | None = None
         self._steps: dict[str, list[Step]] = {}
         self._last: dict[str, dict[str, Any]] = {}
@@ -122,15 +126,16 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Writes a trial that was lost to infrastructure more often than it is retried."""
-        error = trial.get_pickled_error()
+        error = _last_error(trial)
         cause = Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.INTERNAL
+        raised = getattr(error, "cause", None) or error  # Ray wraps it in an exception of its own
         steps = self._steps.pop(trial.trial_id, [])
         levels = len(self._task.levels(0))
         failure = Failure(
             Stage.LOAD if steps else Stage.START,
             cause,
-            f"{type(error).__name__}: {error}".splitlines()[0][:300],
-            evidence=str(error)[-4000:],
+            f"{type(raised).__name__}: {raised}".splitlines()[0][:300],
+            evidence=_COLOUR.sub("", str(error))[-4000:],
             progress=len(steps) / levels,
         )
         score = failed_score(self._task, [step.metrics for step in steps], failure)
@@ -187,6 +192,16 @@ class Recorder(tune.Callback):
 
     def _tell(self, **changes: Any) -> None:
         elapsed_s = time.monotonic() - self._began
+        changes["planned"] = self._planned()
         self._progress = replace(self._progress, elapsed_s=elapsed_s, **changes)
         if self._watch:
             self._watch(self._progress)
+
+
+def _last_error(trial: Trial) -> Exception | None:
+    """What ended the trial. Tune's own `get_pickled_error` looks where the file is copied to only later."""
+    try:
+        error: Exception = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # noqa: BLE001  it may be of a class that only the worker has; recorded as unknown
+        return None
+    return error

@@ -12,8 +12,10 @@ from importlib.metadata import entry_points
 
 GROUP = "tuner.engines"
 _OWN = {
+    "llamacpp": "tuner.engines.llamacpp.adapter:LlamaCppEngine",
     "sglang": "tuner.engines.sglang:SGLangEngine",
     "simulator": "tuner.engines.simulator.adapter:SimulatorEngine",
+    "vllm": "tuner.engines.vllm:VllmEngine",
 }
 
 

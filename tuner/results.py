@@ -173,6 +173,13 @@ class ResultStore:
         """Whether the study was created."""
         return bool(self._fs.get_file_info(f"{self._folder}/study.json").type == pa.fs.FileType.File)
 
+    def require_new(self) -> None:
+        """StudyError where the study exists already, ResultsError where nothing can be written here."""
+        if self.exists():
+            raise StudyError(f"study {self.study!r} exists already in {self.root}")
+        with _io_errors(f"create {self.location}"):
+            self._fs.create_dir(self._folder.rpartition("/")[0], recursive=True)
+
     def create(self, about: dict[str, Any]) -> None:
         """Makes the study's folders and its study.json; StudyError where it exists already."""
         if self.exists():
@@ -248,10 +255,11 @@ def studies(root: str | Path) -> list[str]:
     filesystem, base = _filesystem(root)
     selector = pa.fs.FileSelector(base, allow_not_found=True)
     found = []
-    for folder in filesystem.get_file_info(selector):
-        about = filesystem.get_file_info(f"{folder.path}/study.json")
-        if about.type == pa.fs.FileType.File:
-            found.append((about.mtime_ns or 0, str(folder.base_name)))
+    with _io_errors(f"list the studies in {root}"):
+        for folder in filesystem.get_file_info(selector):
+            about = filesystem.get_file_info(f"{folder.path}/study.json")
+            if about.type == pa.fs.FileType.File:
+                found.append((about.mtime_ns or 0, str(folder.base_name)))
     return [name for _, name in sorted(found, reverse=True)]
 
 

@@ -8,7 +8,7 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
 from tuner.search import METRIC, MODE, Config, StudySearcher, make_searcher
 from tuner.task import Task
-from tuner.trial import CPUS_PER_TRIAL, TrialContext, trainable
+from tuner.trial import TrialContext, trainable
 
 LOGICAL_GPUS = 8  # of a local cluster on which the engine is simulated
 _RETRIES = 2  # of a trial whose node or actor was lost
@@ -43,6 +43,11 @@ class StudyOutcome:
     location: str
     log_path: Path
     interrupted: bool
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The row of the best configuration, its figures those of its repeats; None where none finished."""
+        return summary(self.results).best
 
     @property
     def exit_code(self) -> int:
@@ -79,16 +84,18 @@ def run_study(
     name = _study_name(task, study)
     if seed is None:
         seed = secrets.randbelow(2**31) if task.optimization.seed is None else task.optimization.seed
-    store = ResultStore(results or default_root(), name)
+    store = _new_store(results or default_root(), name, wanted=study is not None)
+    name = store.study
     version = adapter.version()
     log_path = data_home() / "logs" / f"task_{name}.log"
-    with cluster(num_gpus, local_gpus=LOGICAL_GPUS if adapter.simulated else None) as resources:
+    local_gpus = LOGICAL_GPUS if adapter.simulated else None
+    with _interrupts_kept(), cluster(num_gpus, local_gpus=local_gpus) as resources:
         least = _require_gpus(task, adapter, resources)
         at_once = max_concurrent or _trials_at_once(resources, least)
-        context = TrialContext(name, task, adapter.name, seed)
-        searcher = make_searcher(task, seed=seed, gpus=adapter.gpus, total_gpus=resources.gpus)
+        context = TrialContext(name, task, adapter.name, seed, resources.largest_node_cpus)
+        searcher = make_searcher(task, seed=seed, **_limits(adapter, resources, least))
         store.create(_about(task, adapter, name, seed, version, source, searcher))
-        recorder = Recorder(store, task, adapter, searcher.planned, watch)
+        recorder = Recorder(store, task, adapter, lambda: searcher.planned, watch)
         searcher.guard(lambda config: _refusal(adapter, config, resources), recorder.refused)
         with _study_log(log_path), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             LOG.info("Study %s: %d trials, %d at once, seed %d", name, searcher.planned, at_once, seed)
@@ -125,6 +132,8 @@ def _fit(
         with _sigterm_interrupts():
             tuner.fit()
     except KeyboardInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would break into the clean-up
         return True
     return False
 
@@ -140,6 +149,17 @@ def _study_name(task: Task, wanted: str | None) -> str:
         return wanted
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", task.task_name).strip("-._")[:60] or "study"
     return f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _new_store(root: str | Path, name: str, *, wanted: bool) -> ResultStore:
+    """A store that can be written and holds no study yet; a name that nobody `wanted` gets a number."""
+    store = ResultStore(root, name)
+    number = 2
+    while store.exists() and not wanted:
+        store = ResultStore(root, f"{name}-{number}")
+        number += 1
+    store.require_new()
+    return store
 
 
 def _about(
@@ -174,8 +194,16 @@ def _require_gpus(task: Task, engine: Engine, resources: Resources) -> int:
 
 
 def _trials_at_once(resources: Resources, fewest_gpus: int) -> int:
-    by_gpus = resources.gpus // max(fewest_gpus, 1)
-    return max(1, int(min(by_gpus, resources.cpus // CPUS_PER_TRIAL)))
+    by_gpus = resources.gpus // fewest_gpus if fewest_gpus else resources.cpus
+    return max(1, int(min(by_gpus, resources.cpus)))
+
+
+def _limits(engine: Engine, resources: Resources, fewest_gpus: int) -> dict[str, Any]:
+    """What the searcher waits for before it suggests another trial: GPUs, or CPUs where none needs a GPU."""
+    if fewest_gpus:
+        return {"gpus": engine.gpus, "total_gpus": resources.gpus}
+    most = int(resources.largest_node_cpus)
+    return {"gpus": lambda config: min(engine.cpus(config), most), "total_gpus": resources.cpus}
 
 
 def _refusal(engine: Engine, config: Config, resources: Resources) -> Failure | None:
@@ -189,6 +217,19 @@ def _refusal(engine: Engine, config: Config, resources: Resources) -> Failure | 
     except TrialFailed as refused:
         return refused.failure
     return None
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Gives SIGINT its handler back at the end: a study that is interrupted is deaf while it cleans up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

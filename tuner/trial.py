@@ -24,17 +24,16 @@ from tuner.rows import TrialInfo, this_node
 from tuner.search import METRIC
 from tuner.task import Task
 
-CPUS_PER_TRIAL = 1  # the load generator's; the engine's own threads mostly wait for the GPU
-
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What every trial of a study shares."""
+    """What every trial of a study shares. No trial holds more than `node_cpus` CPUs, whatever it asks."""
 
     study: str
     task: Task
     engine: str
     seed: int
+    node_cpus: float
 
 
 def engine_log(study: str, number: int) -> Path:
@@ -107,8 +106,9 @@ def trainable(context: TrialContext) -> Any:
     """The trainable with its study's context and the resources of each configuration."""
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        gpus = make_engine(context.task, context.engine).gpus(config["flags"])
-        return tune.PlacementGroupFactory([{"CPU": CPUS_PER_TRIAL, "GPU": gpus}], strategy="STRICT_PACK")
+        engine, flags = make_engine(context.task, context.engine), config["flags"]
+        held = {"CPU": min(engine.cpus(flags), context.node_cpus), "GPU": engine.gpus(flags)}
+        return tune.PlacementGroupFactory([held], strategy="STRICT_PACK")
 
     with_context = tune.with_parameters(EngineTrial, context=context)
     return tune.with_resources(with_context, resources)

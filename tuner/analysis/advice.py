@@ -22,7 +22,7 @@ _LATE = 0.8  # an improvement after this share of the trials may not be the last
 _MACHINE = "That is the machine's fault, not the configuration's: run it again."
 _REMEDY = {
     Cause.OUT_OF_MEMORY: "A constraint takes such configurations out of the space.",
-    Cause.INVALID_FLAGS: "A constraint takes such configurations out of the space.",
+    Cause.INVALID_FLAGS: "Check the flags' names and values, or take them out by a constraint.",
     Cause.START_TIMEOUT: "If the model only loads slowly, raise engine.start_timeout.",
     Cause.TRIAL_TIMEOUT: "Raise optimization.timeout_per_iteration, or make the load shorter.",
     **{cause: _MACHINE for cause in Cause if cause.infrastructure},

@@ -32,6 +32,7 @@ from tuner.results import StudyResults
 
 RESAMPLES = 2_000  # of the bootstrap
 CONFIDENCE = 0.95  # that no gain is called one, over all trials together
+STARTS_DIFFER = 0.02  # by what one start may differ from the next: twice the CV of repeats, 0.5-1.1 %
 SMALLEST_GAIN = 0.01  # below this share a gain without an interval is called none
 _REQUEST_COLUMN = {"minimize_latency": "e2e_s", "minimize_ttft": "ttft_s", "minimize_tpot": "tpot_s"}
 
@@ -136,7 +137,9 @@ def _verdict(best: Trial | None, baseline: Trial | None, gain: Gain | None) -> t
     if gain is None:
         return Verdict.UNKNOWN, f"The engine's defaults ended as “{outcome(baseline)}”: the gain is unknown."
     if best["kind"] == "baseline":
-        return Verdict.NO_GAIN, "Nothing that was measured is better than the engine's defaults."
+        lucky = "What looked better at first was not when it was measured again."
+        nothing = "Nothing that was measured is better than the engine's defaults."
+        return Verdict.NO_GAIN, lucky if gain.rounds else nothing
     if is_true(best["slo_met"]) and not is_true(baseline["slo_met"]):
         return Verdict.BETTER, "It meets the SLOs, which the engine's defaults violate."
     return _judged(gain)
@@ -150,9 +153,11 @@ def _judged(gain: Gain) -> tuple[Verdict, str]:
         return Verdict.BETTER if large else Verdict.NO_GAIN, reason
     interval = f"The {100 * CONFIDENCE:.0f} % interval of the gain"
     once = "Each was measured once: what differs from one start of the engine to the next is not in it."
-    basis = f"It is from {gain.rounds} repeats of both." if gain.rounds else once
-    if gain.low > 0:
+    basis = f"It is from {gain.rounds} repeat{'s' * (gain.rounds != 1)} of both." if gain.rounds else once
+    if gain.low > (0.0 if gain.rounds else STARTS_DIFFER):
         return Verdict.BETTER, f"{interval} lies above zero. {basis}"
+    if gain.low > 0:
+        return Verdict.NO_GAIN, f"One start of an engine can differ by this much from the next. {basis}"
     return Verdict.NO_GAIN, f"{interval} reaches zero, so it may be chance. {basis}"
 
 

@@ -60,7 +60,11 @@ class Engine(Protocol):
         ...
 
     def gpus(self, config: Config) -> int:
-        """GPUs that this configuration needs."""
+        """GPUs that this configuration needs; 0 for an engine that computes on the CPU."""
+        ...
+
+    def cpus(self, config: Config) -> int:
+        """CPUs that it holds, at least 1: where the GPU does the work, the load generator's."""
         ...
 
     def check(self, config: Config) -> None:

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
-_TAIL_BYTES = 16 * 1024
+_TAIL_BYTES = 256 * 1024  # eight ranks that fail print a traceback each, and the cause stands in the first
+_THEN_LIMIT_S = 200.0  # the watchdog tries three times
 GRACE_S = 10.0  # SGLang with a stream in flight leaves within 10 s of SIGTERM
 
 
@@ -20,15 +22,24 @@ class EngineProcess:
     """Runs `argv` without a shell, both its output streams going to `log_path`.
 
     A context manager: on exit the whole process tree is gone, SIGTERM first, SIGKILL after `grace_s`
-    seconds. It is gone as well when this process dies by SIGKILL (see `watchdog`). Raises OSError where
-    the program cannot be started.
+    seconds. It is gone as well when this process dies by SIGKILL (see `watchdog`). `then` is a command
+    that is run after that, for what is not below the process: a container. Raises OSError where the
+    program cannot be started.
     """
 
     def __init__(
-        self, argv: Sequence[str], *, env: Mapping[str, str], log_path: Path, grace_s: float = GRACE_S
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_path: Path,
+        grace_s: float = GRACE_S,
+        then: Sequence[str] = (),
     ) -> None:
         self.log_path = log_path
         self._grace_s = grace_s
+        self._then = tuple(then)
+        self._orphaned = False  # the watchdog was killed before it could say how the command ended
         self._exit_code: int | None = None
         self._said = b""
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +48,9 @@ class EngineProcess:
         self._status, status_write = os.pipe()
         try:
             with log_path.open("ab") as log:
+                watchdog = [sys.executable, "-I", "-S", str(_WATCHDOG), str(grace_s), str(status_write)]
                 detached = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_WATCHDOG), str(grace_s), str(status_write), *argv],
+                    [*watchdog, str(len(then)), *then, *argv],
                     stdin=alive_read,
                     stdout=log,
                     stderr=log,
@@ -73,9 +85,12 @@ class EngineProcess:
         if self._alive >= 0:
             os.close(self._alive)
             self._alive = -1
-            self._read_exit(timeout_s=self._grace_s + 30.0)
+            self._read_exit(timeout_s=self._grace_s + 30.0 + (_THEN_LIMIT_S if self._then else 0.0))
             self._next_line(timeout_s=5.0)  # its end: the watchdog itself is gone
             self._close()
+            if self._orphaned and self._then:
+                with suppress(OSError, subprocess.TimeoutExpired):
+                    subprocess.run(self._then, capture_output=True, timeout=_THEN_LIMIT_S, check=False)
         return self._exit_code
 
     def poll(self) -> int | None:
@@ -85,7 +100,7 @@ class EngineProcess:
         return self._exit_code
 
     def log(self) -> str:
-        """The last 16 KiB that this process wrote to its log."""
+        """The last 256 KiB that this process wrote to its log."""
         with self.log_path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - _TAIL_BYTES))
@@ -97,6 +112,7 @@ class EngineProcess:
             self._exit_code = int(code)
         elif word == "gone" and self._exit_code is None:  # killed, and with it the command
             self._exit_code = -signal.SIGKILL
+            self._orphaned = True
 
     def _next_line(self, timeout_s: float) -> str:
         """The watchdog's next line; empty where none came in time, `gone` where the watchdog is."""

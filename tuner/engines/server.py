@@ -26,6 +26,8 @@ HOST = "127.0.0.1"
 _POLL_S = 0.05
 _PORTS_TRIED = 3
 _EVIDENCE_LINES = 25
+_LINES_AFTER = 5
+_EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception)(: |$)")  # the last line of a Python traceback
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before loopback
 
 
@@ -51,6 +53,7 @@ class Server:
     model: str
     info: ServerInfo = field(default_factory=lambda: ServerInfo(version=""))
     start_s: float = 0.0
+    flush_paths: Sequence[str] = ("flush_cache",)  # to POST to, so that cached prefixes are forgotten
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -62,7 +65,8 @@ class Server:
 
     def flush_cache(self) -> None:
         with suppress(OSError, ValueError):  # a dead server is found by raise_if_failed
-            call(f"{self.base_url}/flush_cache", body={}, timeout_s=30.0)
+            for path in self.flush_paths:
+                call(f"{self.base_url}/{path}", body={}, timeout_s=30.0)
 
 
 def call(url: str, *, body: Any = None, timeout_s: float = 5.0) -> Any:
@@ -85,16 +89,27 @@ def free_port() -> int:
 
 
 def diagnose(stage: Stage, code: int | None, log: str, signs: Sequence[Sign]) -> Failure:
-    """The failure that exit code and log tell; CRASH, with the last line, where no sign is found."""
+    """The failure that exit code and log tell; CRASH, with the last exception, where no sign is found.
+
+    The evidence is the lines up to the telling one, and a few after it.
+    """
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
-    evidence = "\n".join(lines[-_EVIDENCE_LINES:])
     for sign in signs:
-        for line in reversed(lines):
-            if sign.pattern.search(line):
-                return Failure(stage, sign.cause, line.strip()[:300], evidence, code)
-    last = lines[-1].strip()[:200] if lines else "no output"
+        for number in range(len(lines) - 1, -1, -1):
+            if sign.pattern.search(lines[number]):
+                detail = lines[number].strip()[:300]
+                return Failure(stage, sign.cause, detail, _around(lines, number), code)
+    raised = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    told = raised[-1] if raised else len(lines) - 1
+    last = lines[told].strip()[:200] if lines else "no output"
     ended = f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-    return Failure(stage, Cause.CRASH, f"{ended}; last line: {last}", evidence, code)
+    what = "last exception" if raised else "last line"
+    return Failure(stage, Cause.CRASH, f"{ended}; {what}: {last}", _around(lines, told), code)
+
+
+def _around(lines: Sequence[str], number: int) -> str:
+    end = min(len(lines), number + 1 + _LINES_AFTER)
+    return "\n".join(lines[max(0, end - _EVIDENCE_LINES) : end])
 
 
 @contextmanager
@@ -106,26 +121,26 @@ def launched(
     timeout_s: float,
     model: str,
     signs: Sequence[Sign],
-    in_container: bool = False,
+    then: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Starts `argv_for_port(port)`, waits for its first token, ends its process tree on exit.
 
     A port that was taken in between is no fault of the configuration: two more are tried. That the
-    server which answers is the one started is known by the owner of its socket, but `in_container` it is
-    no descendant of this process.
+    server which answers is the one started is known by the owner of its socket. `then` is given for a
+    server in a container, which is no descendant of the process: it ends that container.
     """
     for attempt in range(1, _PORTS_TRIED + 1):
         port = free_port()
         began = time.monotonic()
         try:
-            process = EngineProcess(argv_for_port(port), env=env, log_path=log_path)
+            process = EngineProcess(argv_for_port(port), env=env, log_path=log_path, then=then)
         except OSError as error:
             raise TrialFailed(Failure(Stage.START, Cause.CRASH, f"cannot be started: {error}")) from error
         with process:
             server = Server(process, signs, f"http://{HOST}:{port}", model)
             try:
                 _await_token(server, began + timeout_s)
-                if not in_container:
+                if not then:
                     _require_own(server)
             except TrialFailed as failed:
                 if failed.failure.cause is Cause.PORT_TAKEN and attempt < _PORTS_TRIED:

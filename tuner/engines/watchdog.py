@@ -2,13 +2,14 @@
 
 A script of its own, started by `process.py` with an isolated interpreter and the standard library only:
 
-    python -I -S watchdog.py GRACE_S STATUS_FD COMMAND...
+    python -I -S watchdog.py GRACE_S STATUS_FD N THEN... COMMAND...
 
 It detaches (a second fork and a session of its own, so that whoever kills the starter's children or
 process group does not kill it), becomes the reaper of orphaned descendants, starts COMMAND in another
 session, and writes `pid N` and later `exit CODE` to STATUS_FD. When COMMAND ends, or standard input
 reaches its end because the starter closed it or died, SIGTERM goes to COMMAND's group, after GRACE_S
-seconds SIGKILL, and then every remaining descendant is killed, whatever session it moved to.
+seconds SIGKILL, and then every remaining descendant is killed, whatever session it moved to. Last of all
+the N words of THEN are run, where N is not 0: what is no descendant (a container) is ended by a command.
 docs/adr/0003-watchdog.md has what was measured with simpler means.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 _POLL_S = 0.05
+_THEN_TRIES, _THEN_LIMIT_S = 3, 60.0  # a daemon that is busy or restarting may refuse once
 
 
 def _prctl(option: int, argument: int) -> None:
@@ -79,8 +81,20 @@ def _end_tree(command: "subprocess.Popen[bytes]", grace_s: float) -> int:
     return code
 
 
-def main(grace_s: float, status_fd: int, argv: list[str]) -> None:
-    """Detaches, runs `argv`, waits for its end or for the end of standard input."""
+def _run_then(then: list[str]) -> None:
+    """Runs `then` until it succeeds, a few times at the most."""
+    for attempt in range(_THEN_TRIES):
+        time.sleep(attempt)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                then, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=_THEN_LIMIT_S, check=False
+            )
+            if done.returncode == 0:
+                return
+
+
+def main(grace_s: float, status_fd: int, then: list[str], argv: list[str]) -> None:
+    """Detaches, runs `argv`, waits for its end or for the end of standard input, runs `then`."""
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -113,8 +127,12 @@ def main(grace_s: float, status_fd: int, argv: list[str]) -> None:
     poller.register(0, select.POLLIN | select.POLLHUP)
     while command.poll() is None and not poller.poll(_POLL_S * 1000):
         pass
-    say(f"exit {_end_tree(command, grace_s)}")
+    code = _end_tree(command, grace_s)
+    if then:
+        _run_then(then)
+    say(f"exit {code}")
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    first = 4 + int(sys.argv[3])
+    main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[4:first], sys.argv[first:])

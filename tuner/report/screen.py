@@ -94,7 +94,8 @@ def _top(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[R
         if answer.slo is not None:
             cells.append("met" if is_true(trial["slo_met"]) else "missed")
         table.add_row(*cells, Text(words.config_text(trial["config"])))
-    yield _section(f"The best {min(_TOP, len(ranked))} of {len(ranked)} finished trials")
+    first = ", as first measured" if answer.gain is not None and answer.gain.rounds else ""
+    yield _section(f"The best {min(_TOP, len(ranked))} of {len(ranked)} finished trials{first}")
     yield _indented(table)
 
 

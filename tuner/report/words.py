@@ -161,7 +161,7 @@ def gain_sentence(answer: Summary) -> str:
 def gain_text(trial: Trial, answer: Summary) -> str:
     """One trial's gain over the baseline, where all of its load levels were measured: `12.3 %`."""
     comparable = status(trial) in (Status.FINISHED, Status.HARD_SLO)
-    if answer.gain is None or answer.baseline is None or not comparable:
+    if answer.gain is None or answer.baseline is None or trial["kind"] == "baseline" or not comparable:
         return "–"
     return percent(answer.objective.gain(float(trial["objective"]), float(answer.baseline["objective"])))
 

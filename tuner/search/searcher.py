@@ -17,13 +17,14 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from tuner.failures import Failure
-from tuner.objective import HARD_SLO_TIER
+from tuner.objective import FAILED_TIER, HARD_SLO_TIER
+from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
 from tuner.space import SearchSpace, Value, config_key
 
 METRIC, MODE = "loss", "min"
-FINALISTS = 2  # configurations that are measured again at the end
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
+_REFUSED_IN_A_ROW = 100  # then the engine refuses everything, and the search ends
 _DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
 _FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
 
@@ -84,15 +85,16 @@ class StudySearcher(Searcher):
         self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
         self._losses: dict[str, float] = {}
         self._measured: dict[str, Config] = {}
-        self._confirmations: Iterator[Config] | None = None
+        self._confirmations: list[Config] | None = None
+        self._refused_in_a_row = 0
         self._pending: dict[str, _Pending] = {}
-        self._asked = self._numbered = self._launched = 0
+        self._asked = self._numbered = self._launched = self._repeats = 0
         self._held: _Pending | None = None
 
     @property
     def planned(self) -> int:
-        """Trials of the search and of the confirmation, at the most."""
-        return self.budget + self.rounds * (FINALISTS + self.baseline)
+        """Trials of the search at the most, and of the confirmation once it is known what is repeated."""
+        return self.budget + self._repeats
 
     def guard(
         self, refuse: Callable[[Config], Failure | None], on_refused: Callable[[Suggestion, Failure], float]
@@ -152,19 +154,19 @@ class StudySearcher(Searcher):
             return None
         if self._confirmations is None:
             self._confirmations = self._to_confirm()
-        config = next(self._confirmations, None)
-        return None if config is None else self._new("confirm", config)
+            self._repeats = len(self._confirmations)
+        return self._new("confirm", self._confirmations.pop(0)) if self._confirmations else None
 
-    def _to_confirm(self) -> Iterator[Config]:
+    def _to_confirm(self) -> list[Config]:
         """The finalists and the baseline, in turn; nothing where nothing beats the baseline."""
         defaults = config_key({})
         bound = min(HARD_SLO_TIER / 2, self._losses.get(defaults, math.inf))
         ranked = sorted((key for key in self._measured if key != defaults), key=self._losses.__getitem__)
         finalists = [self._measured[key] for key in ranked[:FINALISTS] if self._losses[key] < bound]
         if not finalists:
-            return
-        for _ in range(self.rounds):
-            yield from ([{}, *finalists] if self.baseline else finalists)
+            return []
+        served = self._losses.get(defaults, math.inf) < FAILED_TIER  # else they would only fail again
+        return [config for _ in range(self.rounds) for config in [*([{}] if served else []), *finalists]]
 
     def _next(self) -> _Pending | None:
         """A configuration that nobody has tried; None where there is none (for now)."""
@@ -172,6 +174,8 @@ class StudySearcher(Searcher):
             self._baseline_due = False
             return self._new("baseline", {})
         for _ in range(_ASKED_IN_A_ROW):
+            if self._hopeless:
+                return None
             self._asked += 1
             inner_id = f"ask-{self._asked}"
             point: Any = self._inner.suggest(inner_id)
@@ -196,13 +200,26 @@ class StudySearcher(Searcher):
             self._losses[key] = _FORBIDDEN_LOSS
             self._tell(inner_id, _FORBIDDEN_LOSS)
             return None
-        failure = self._refuse(config)
-        if failure is not None:
-            refused = self._new("search", config)
-            self._losses[key] = self._on_refused(refused.suggestion, failure)
+        if self._refused(config):
             self._tell(inner_id, self._losses[key])
             return None
         return self._new("search", config, inner_id)
+
+    @property
+    def _hopeless(self) -> bool:
+        """Whether the engine refuses whatever is proposed: a flag that it does not have, most likely."""
+        return self._refused_in_a_row >= _REFUSED_IN_A_ROW
+
+    def _refused(self, config: Config) -> bool:
+        """Whether `config` can never run; then that is recorded, as a failure that cost no trial."""
+        failure = self._refuse(config)
+        if failure is None:
+            self._refused_in_a_row = 0
+            return False
+        refused = self._new("search", config).suggestion
+        self._losses[refused.key] = self._on_refused(refused, failure)
+        self._refused_in_a_row += 1
+        return True
 
     def _drawn(self) -> _Pending | None:
         """A configuration drawn from those not tried yet: the sampler keeps proposing what is known.
@@ -211,11 +228,10 @@ class StudySearcher(Searcher):
         """
         tried = self._losses.keys() | {pending.suggestion.key for pending in self._pending.values()}
         for config in self._untried(tried):
-            failure = self._refuse(config)
-            if failure is None:
+            if self._hopeless:
+                return None
+            if not self._refused(config):
                 return self._new("search", config)
-            refused = self._new("search", config).suggestion
-            self._losses[refused.key] = self._on_refused(refused, failure)
         return None
 
     def _untried(self, tried: Set[str]) -> Iterator[Config]:

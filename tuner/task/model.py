@@ -28,6 +28,14 @@ DEFAULT_PARAMETERS: dict[str, Any] = {
     "schedule-policy": ["lpm", "fcfs"],
     "chunked-prefill-size": [512, 1024, 2048, 4096],
 }
+_SET_BY_TUNER = "is set by the tuner itself, for each trial anew"
+RESERVED = {
+    "host": _SET_BY_TUNER,
+    "port": _SET_BY_TUNER,
+    "model": "is the task's model.id_or_path",
+    "model-path": "is the task's model.id_or_path",
+    "served-model-name": "is the task's benchmark.model_name",
+}
 GPU_FLAGS = ("tp-size", "pp-size", "dp-size", "tensor-parallel-size", "pipeline-parallel-size")
 _MOST_GPUS = 4096  # that one flag may ask for
 
@@ -43,9 +51,6 @@ class EngineOptions(Section):
     """How the engine is run, beside the flags that are tuned."""
 
     python: Text | None = Field(None, description="Interpreter that has the engine; default: this one.")
-    command: list[Text] | None = Field(
-        None, min_length=1, description="What starts the server, in place of `python -m ...`; flags follow."
-    )
     args: dict[FlagName, Value] = Field({}, description="Fixed flags, the same in every trial.")
     env: dict[VariableName, Text] = Field({}, description="Environment variables of the engine's process.")
     start_timeout: Seconds = Field(300.0, description="Seconds until the first token must be served.")
@@ -263,6 +268,8 @@ class Task(Section):
     def cross_problems(self) -> list[tuple[str, str]]:
         """(path, message) of what only the task as a whole shows to be wrong."""
         found = []
+        for path, flags in (("parameters", self.parameters), ("engine.args", self.engine.args)):
+            found += [(f"{path}.{flag}", RESERVED[flag]) for flag in flags if flag in RESERVED]
         for flag in sorted(self.engine.args.keys() & self.parameters.keys()):
             found.append((f"engine.args.{flag}", "is a parameter as well; it is either fixed or tuned"))
         for number, constraint in enumerate(self.constraints):
