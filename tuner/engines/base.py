@@ -64,7 +64,7 @@ class Engine(Protocol):
         ...
 
     def cpus(self, config: Config) -> int:
-        """CPUs that it holds, at least 1: where the GPU does the work, the load generator's."""
+        """CPUs that it holds: one for the load generator, and where the CPU does the work, its threads'."""
         ...
 
     def check(self, config: Config) -> None:

@@ -75,11 +75,11 @@ class LlamaCppEngine:
         return 0
 
     def cpus(self, config: Config) -> int:
-        """As many as it has threads: trials beside each other on the same cores would measure each other."""
+        """Its threads' and the load generator's: trials on the same cores would measure each other."""
         flags = {**self.task.engine.args, **config}
         threads, batch = (str(flags.get(flag)) for flag in ("threads", "threads-batch"))
         of_its_own = int(threads) if threads.isdecimal() else os.cpu_count() or 1
-        return max(1, of_its_own, int(batch) if batch.isdecimal() else 0)
+        return 1 + max(of_its_own, int(batch) if batch.isdecimal() else 0)
 
     def check(self, config: Config) -> None:
         """Refuses flags that the launcher would refuse."""
