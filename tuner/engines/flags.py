@@ -77,7 +77,8 @@ class Flags:
 
     def _problem(self, name: str, value: Value) -> str:
         if (flag := self._by_name.get(name)) is None:  # argparse's abbreviations hide what is counted
-            near = get_close_matches(name, self._by_name, n=1, cutoff=0.5)
+            longer = sorted((other for other in self._by_name if other.startswith(f"{name}-")), key=len)
+            near = longer or get_close_matches(name, self._by_name, n=1, cutoff=0.5)
             return f"unrecognized argument {name}" + (f" (did you mean {near[0]}?)" if near else "")
         problem = _value_problem(flag, value)
         return f"argument {name}: {problem}" if problem else ""
