@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -35,6 +36,29 @@ def below(root: int) -> dict[int, str]:
     while grown := {pid for pid, parent in parents.items() if parent in {root, *found}} - found:
         found |= grown
     return {pid: line for pid, line in command_lines().items() if pid in found}
+
+
+def at_the_other_end(pids: Iterable[int]) -> set[int]:
+    """The processes outside of `pids` that hold the pipe which is the standard input of one of them."""
+    pids = set(pids)
+    inputs = {_open_file(pid, "0") for pid in pids}
+    pipes = {link for link in inputs if link.startswith("pipe:")}
+    return {pid for pid in command_lines() if pid not in pids and pipes & _open_files(pid)}
+
+
+def _open_file(pid: int, number: str) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/fd/{number}").readlink())
+    except OSError:
+        return ""
+
+
+def _open_files(pid: int) -> set[str]:
+    try:
+        numbers = [path.name for path in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return set()
+    return {_open_file(pid, number) for number in numbers}
 
 
 def gone(marker: str, within_s: float = 30.0) -> bool:

@@ -149,13 +149,9 @@ def test_after_the_actor_is_killed(marker: str, tmp_path: Path) -> None:
 
 
 def _kill_the_actor(marker: str) -> bool:
-    """SIGKILLs the process of the only busy trial; whether the engine that it had started is gone then."""
+    """SIGKILLs the process of the trial; whether the engine that it had started is gone then."""
     tree = whole_tree(marker)
-    [actor] = [
-        pid
-        for pid, line in processes.below(os.getpid()).items()  # other clusters are not ours to kill
-        if line.startswith("ray::") and "Trainable.train" in line
-    ]
+    [actor] = processes.at_the_other_end(tree)  # of the pipe that its watchdog listens to
     os.kill(actor, signal.SIGKILL)
     return all_gone(tree, marker)
 
