@@ -1,7 +1,7 @@
 """A `docker` for tests: a daemon that runs "containers" outside the tree of the command that asks for them.
 
 `FakeDocker` is the daemon and writes the command to put on PATH. In a container the simulator stands for
-SGLang: its module and interpreter are put in place of the argv's own.
+SGLang, the stand-in of the tests for vLLM.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+_STAND_INS = str(Path(__file__).parent / "stand_ins")
+_IN_AN_IMAGE = {"python3": sys.executable, "sglang.launch_server": "tuner.engines.simulator"}
 _COMMAND = """#!{python} -IS
 import json, os, socket, sys
 argv = sys.argv[1:]
@@ -78,15 +80,13 @@ class FakeDocker:
         verb, *words = request["argv"]
         if verb == "run":
             self.environments.append(request["env"])
-            image = next(i for i, word in enumerate(words) if "/" in word and word.startswith("lmsysorg/"))
-            command = [sys.executable if word == "python3" else word for word in words[image + 1 :]]
-            command = [
-                "tuner.engines.simulator" if word == "sglang.launch_server" else word for word in command
-            ]
+            image = next(i for i, word in enumerate(words) if word.startswith(("lmsysorg/", "vllm/")))
+            command = [words[words.index("--entrypoint") + 1], *words[image + 1 :]]
+            command = [_IN_AN_IMAGE.get(word, word) for word in command]
             container = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={"PATH": os.environ["PATH"], **request["env"]},
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": _STAND_INS, **request["env"]},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

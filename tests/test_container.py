@@ -1,4 +1,4 @@
-"""SGLang in a container: the command, the contract of every engine, and that nothing is ever left behind."""
+"""Engines in a container: the command, the contract of every engine, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from tuner.engines.base import Engine
 from tuner.engines.container import Container, Runtime
 from tuner.engines.server import diagnose
 from tuner.engines.sglang import SGLangEngine
+from tuner.engines.vllm import VllmEngine
 from tuner.errors import EngineUnavailable
+from tuner.export import IMAGES
 from tuner.failures import Cause, Stage
-from tuner.task import make_task
+from tuner.task import Task, make_task
 
 DOCKER, PODMAN = Runtime("docker", "/usr/bin/docker"), Runtime("podman", "/usr/bin/podman")
 
@@ -38,34 +40,30 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDock
     daemon.close()
 
 
-def engine_with(**sections: Any) -> SGLangEngine:
-    return SGLangEngine(
-        make_task(
-            {
-                "base_runtime": "sglang",
-                "runtime_image_tag": "v0.5.2-cu126",
-                "model": {"id_or_path": "llama-3.1-8b-instruct"},
-                "benchmark": {"model_name": f"served-{uuid4().hex}"},
-                "parameters": {"tp-size": [1, 2]},
-                **sections,
-            }
-        )
+def task_with(**sections: Any) -> Task:
+    return make_task(
+        {
+            "base_runtime": "sglang",
+            "runtime_image_tag": "v0.5.2-cu126",
+            "model": {"id_or_path": "llama-3.1-8b-instruct"},
+            "benchmark": {"model_name": f"served-{uuid4().hex}"},
+            "parameters": {"tp-size": [1, 2]},
+            **sections,
+        }
     )
 
 
-class TestSGLangInAContainer(EngineContract):
+def engine_with(**sections: Any) -> SGLangEngine:
+    return SGLangEngine(task_with(**sections))
+
+
+class InAContainer(EngineContract):
+    """What holds for every engine that has an image."""
+
     @pytest.fixture(autouse=True)
     def daemon(self, docker: FakeDocker) -> Iterator[FakeDocker]:
         yield docker
         assert not docker.running
-
-    @pytest.fixture
-    def engine(self) -> Engine:
-        return engine_with()
-
-    @pytest.fixture
-    def hopeless(self) -> Mapping[str, Any]:
-        return {"mem-fraction-static": 0.05}
 
     def test_the_tag_is_its_version(self, engine: Engine) -> None:
         assert engine.version() == "v0.5.2-cu126"
@@ -77,6 +75,21 @@ class TestSGLangInAContainer(EngineContract):
             [run] = [call for call in daemon.calls if call[0] == "run"]
         assert daemon.calls[-1] == ["rm", "-f", run[run.index("--name") + 1]]
 
+    def test_it_runs_the_engines_own_image(self, engine: Engine, daemon: FakeDocker, tmp_path: Path) -> None:
+        with self._launch(engine, {}, tmp_path):
+            [run] = [call for call in daemon.calls if call[0] == "run"]
+        assert f"{IMAGES[engine.name]}:v0.5.2-cu126" in run
+
+
+class TestSGLangInAContainer(InAContainer):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return engine_with()
+
+    @pytest.fixture
+    def hopeless(self) -> Mapping[str, Any]:
+        return {"mem-fraction-static": 0.05}
+
     def test_values_of_variables_are_on_no_command_line(self, daemon: FakeDocker, tmp_path: Path) -> None:
         engine = engine_with(engine={"env": {"HF_TOKEN": "hf_secret", "NCCL_DEBUG": "INFO"}})
         with self._launch(engine, {}, tmp_path):
@@ -85,6 +98,20 @@ class TestSGLangInAContainer(EngineContract):
         assert "HF_TOKEN" in run and "hf_secret" not in " ".join(run)
         assert daemon.environments[-1]["HF_TOKEN"] == "hf_secret"
         assert daemon.environments[-1]["NCCL_DEBUG"] == "INFO"
+
+
+class TestVllmInAContainer(InAContainer):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return VllmEngine(task_with(base_runtime="vllm"))
+
+    @pytest.fixture
+    def hopeless(self) -> Mapping[str, Any]:
+        return {"gpu-memory-utilization": 0.05}
+
+    def test_its_own_variables_are_passed(self, engine: Engine, daemon: FakeDocker, tmp_path: Path) -> None:
+        with self._launch(engine, {}, tmp_path):
+            assert daemon.environments[-1]["VLLM_SERVER_DEV_MODE"] == "1"
 
 
 # --- nothing is left behind ----------------------------------------------------------------------------
@@ -148,7 +175,7 @@ def test_the_docker_command(tmp_path: Path) -> None:
         *("/usr/bin/docker", "run", "--rm", "--name", "n", "--label", "inference-autotuner"),
         *("--gpus", '"device=0,3"', "--network", "host", "--ipc", "host"),
         *("-v", "/models/m:/models/m:ro", "-v", "/cache:/cache", "-e", "A", "-e", "HF_TOKEN"),
-        *("i:v1", "python3", "-m", "x"),
+        *("--entrypoint", "python3", "i:v1", "-m", "x"),
     ]
     assert box.removal("n") == ["/usr/bin/docker", "rm", "-f", "n"]
 
@@ -163,9 +190,9 @@ def test_the_docker_command(tmp_path: Path) -> None:
     ],
 )
 def test_gpus_of_each_runtime(found: Runtime, gpu_ids: list[str] | None, words: list[str]) -> None:
-    command = Container(found, "i", gpu_ids).command([], "n")
+    command = Container(found, "i", gpu_ids).command(["x"], "n")
     assert " ".join(words) in " ".join(command)
-    assert not {"--gpus", "--device"} & set(Container(found, "i", []).command([], "n"))
+    assert not {"--gpus", "--device"} & set(Container(found, "i", []).command(["x"], "n"))
 
 
 def test_a_local_model_is_mounted_and_a_hub_id_is_not(docker: FakeDocker, tmp_path: Path) -> None:

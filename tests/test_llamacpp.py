@@ -253,15 +253,18 @@ def test_it_holds_a_cpu_for_each_thread_and_one_for_the_load(
 def test_without_it_one_line_says_what_to_do(
     python: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        "tuner.engines.llamacpp.adapter._VERSION", "import importlib.metadata as m; m.version('no-such')"
-    )
+    monkeypatch.setattr("tuner.engines.llamacpp.adapter._PACKAGE", "no-such-package")
     with pytest.raises(EngineUnavailable) as raised:
         engine(engine={"python": python}).version()
     text = str(raised.value)
     assert text.startswith("llamacpp: ") and "\n" not in text
     assert python in text and "engine.python" in text
     assert "inference-autotuner[llamacpp]" in text or python != sys.executable
+
+
+def test_a_command_of_the_task_would_not_be_used_and_is_refused() -> None:
+    with pytest.raises(EngineUnavailable, match=r"llamacpp: engine\.command is of no use"):
+        engine(engine={"command": ["llama-server"]}).version()
 
 
 # --- its logs ------------------------------------------------------------------------------------------

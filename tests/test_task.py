@@ -225,7 +225,9 @@ def test_engine_options() -> None:
         "hang_timeout": 20.0,
     }
     task = make_task({"engine": engine})
-    assert task.engine.model_dump() == engine
+    assert task.engine.model_dump(exclude={"command"}) == engine
+    command = ["numactl", "-N", "0", "python3", "-m", "sglang.launch_server"]
+    assert make_task({"engine": {"command": command}}).engine.command == command
 
 
 def test_a_task_never_changes() -> None:

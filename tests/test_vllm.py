@@ -296,7 +296,7 @@ KV_LINE = (
 def test_what_the_server_resolved_is_told_as_flags(tmp_path: Path) -> None:
     answers = {"/server_info": RESOLVED, "/version": {"version": "0.32.0"}}
     with answering(answers, tmp_path, KV_LINE) as (server, asked):
-        info = engine()._info(server)
+        info = engine().info(server)
     assert info.version == "0.32.0"
     assert info.kv_tokens == 1048576
     assert info.effective_args == {
@@ -322,7 +322,7 @@ def test_what_the_server_resolved_is_told_as_flags(tmp_path: Path) -> None:
 )
 def test_an_older_version_is_read_from_its_log(said: dict[str, Any], tmp_path: Path) -> None:
     with answering({**said, "/version": {"version": "0.9.2"}}, tmp_path, ARGS_LINE + KV_LINE) as (server, _):
-        info = engine()._info(server)
+        info = engine().info(server)
     assert (info.version, info.kv_tokens) == ("0.9.2", 40_960)
     assert info.effective_args == {"model-tag": "m", "max-num-seqs": 7}
 
@@ -330,7 +330,7 @@ def test_an_older_version_is_read_from_its_log(said: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize("log", ["", "non-default args: {'dtype': <DType.AUTO>}\n", "non-default args: {}\n"])
 def test_a_log_without_arguments_tells_none(log: str, tmp_path: Path) -> None:
     with answering({"/version": {"version": "1"}}, tmp_path, log) as (server, _):
-        info = engine()._info(server)
+        info = engine().info(server)
     assert (info.kv_tokens, info.effective_args) == (None, {})
 
 
@@ -342,10 +342,9 @@ def test_its_cache_is_flushed_where_vllm_does_it(tmp_path: Path) -> None:
 
 
 def test_its_development_endpoints_are_there_for_that_unless_the_task_says_no() -> None:
-    assert engine()._environment(["2", "3"])["VLLM_SERVER_DEV_MODE"] == "1"
-    assert engine()._environment(["2", "3"])["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert engine()._env()["VLLM_SERVER_DEV_MODE"] == "1"
     off = engine(engine={"env": {"VLLM_SERVER_DEV_MODE": "0"}})
-    assert off._environment([])["VLLM_SERVER_DEV_MODE"] == "0"
+    assert off._env()["VLLM_SERVER_DEV_MODE"] == "0"
 
 
 # --- its logs ------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class HostileEngine(SimulatorEngine):
     """The simulator behind `python -m hostile_engine`."""
 
     name = "hostile"
-    module = "hostile_engine"
+    serve = ("hostile_engine",)
 
     @contextmanager
     def launch(self, config: Mapping[str, Any], **how: Any) -> Iterator[RunningEngine]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Value = bool | int | float | str | None
+DEPLOYED, DEPLOYED_PORT = "0.0.0.0", 30000  # noqa: S104  where a user's deployment listens
 Config = Mapping[str, Value]  # engine flags as the engine spells them, without leading dashes
 
 

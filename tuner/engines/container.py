@@ -96,8 +96,8 @@ class Container:
             *(word for folder in self.folders for word in ("-v", f"{folder}:{folder}:ro")),
             *(() if self.cache is None else ("-v", f"{self.cache}:{self.cache}")),
             *(word for variable in self.variables for word in ("-e", variable)),
-            self.image,
-            *argv,
+            *("--entrypoint", argv[0], self.image),  # an image may have one of its own
+            *argv[1:],
         ]
 
     def removal(self, name: str) -> list[str]:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from tuner.engines.base import Config, RunningEngine, ServerInfo, Value
-from tuner.engines.flags import ASK, Flags, installed_flags
-from tuner.engines.server import HOST, Server, Sign, call, launched
-from tuner.errors import EngineUnavailable
-from tuner.failures import Cause, Failure, Stage, TrialFailed
-from tuner.results import data_home
-from tuner.task import Task
+from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, ServerInfo, Value
+from tuner.engines.packaged import PackagedEngine, refused
+from tuner.engines.server import Server, Sign, call
+from tuner.failures import Cause
 
 # In this order: what is said last is generic ("Engine core initialization failed. See root cause above"),
 # and what pydantic refuses ("Value error, ...") may be a model as well as a flag. Lines of vLLM 0.32.0;
@@ -50,7 +43,6 @@ _WITHOUT_NO = {
     *("disable-log-stats", "aggregate-engine-logging", "headless", "grpc"),
     *("data-parallel-multi-port-external-lb", "disable-log-requests"),
 }
-_SERVE = ("vllm.entrypoints.cli.main", "serve")  # what the script `vllm` runs
 _OURS = {  # flags that this adapter gives, or whose effect its client would not survive
     **dict.fromkeys(("model", "model-tag"), "comes from model.id_or_path"),
     "served-model-name": "comes from benchmark.model_name",
@@ -61,7 +53,6 @@ _ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # offers /reset_prefix_cache and /server_info; the server is on loopback
     "VLLM_NO_USAGE_STATS": "1",  # trials are no use of vLLM that its authors would want to count
 }
-_VERSION = "import importlib.metadata as m; print(m.version('vllm'))"
 _INFO_LIMIT_S = 60.0  # /server_info looks at the machine as well, which takes a busy one seconds
 _SECTIONS = ("model_config", "cache_config", "parallel_config", "scheduler_config")
 _SPELT = {"policy": "scheduling-policy", "cache-dtype": "kv-cache-dtype"}  # fields that are no flag's name
@@ -83,121 +74,58 @@ def flag_arguments(config: Config) -> list[str]:
     return argv
 
 
-def _as_given(flags: Config) -> dict[str, Value]:
-    """The flags as they stand on the command line; without `compilation-config.mode`, a key of some JSON."""
-    given: dict[str, Value] = {}
-    for flag, value in flags.items():
-        if value is False and flag not in _WITHOUT_NO:
-            given[f"no-{flag}"] = True
-        elif "." not in flag:
-            given[flag] = value
-    return given
-
-
-def _refused(detail: str) -> TrialFailed:
-    return TrialFailed(Failure(Stage.CHECK, Cause.INVALID_FLAGS, detail))
-
-
-class VllmEngine:
-    """The `vllm serve` of an installed vLLM."""
+class VllmEngine(PackagedEngine):
+    """vLLM's `vllm serve`."""
 
     name = "vllm"
-    simulated = False
+    serve = ("vllm.entrypoints.cli.main", "serve")  # what the script `vllm` runs
+    image = "vllm/vllm-openai"
+    ours = _OURS
+    signs = SIGNS
     flush_paths = ("reset_prefix_cache",)
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.python = task.engine.python or sys.executable
-        self._known: tuple[Flags | None] | None = None  # asked once, at the first check
-
-    def version(self) -> str:
-        try:
-            asked = subprocess.run(
-                [self.python, "-c", _VERSION],
-                env=self._environment(()),
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise EngineUnavailable(f"vllm: engine.python cannot be run: {error}") from error
-        if asked.returncode:
-            raise EngineUnavailable(
-                f"vllm is not installed for {self.python}: `pip install vllm` there, or name the "
-                "interpreter that has it in the task's engine.python"
-            )
-        return asked.stdout.strip()
+    environment = _ENVIRONMENT
 
     def gpus(self, config: Config) -> int:
-        flags = self._flags(config)
+        flags = self._flags_of(config)
         count = 1
         for flag in _GPU_FACTORS:
             count *= int(flags.get(flag) or 1)
         return count
 
-    def cpus(self, config: Config) -> int:
-        return 1  # the load generator's: the server's own threads mostly wait for the GPU
-
     def check(self, config: Config) -> None:
         """Refuses what the installed version's own parser would refuse, and a batch that is too small."""
-        flags = self._flags(config)
-        for flag in flags.keys() & _OURS.keys():
-            raise _refused(f"argument --{flag}: {_OURS[flag]}")
+        flags = self._flags_of(config)
         tokens, sequences = flags.get("max-num-batched-tokens"), flags.get("max-num-seqs")
         if isinstance(tokens, int) and isinstance(sequences, int) and tokens < sequences:
-            raise _refused(f"max-num-batched-tokens ({tokens}) must be at least max-num-seqs ({sequences})")
-        if self._known is None:
-            self._known = (self._accepted(),)
-        if (known := self._known[0]) is not None:
-            known.check(_as_given(flags))
+            raise refused(f"max-num-batched-tokens ({tokens}) must be at least max-num-seqs ({sequences})")
+        super().check(config)
 
-    def _accepted(self) -> Flags | None:
-        """What the parser accepts; None where it cannot be asked, and the start will tell."""
-        return installed_flags(
-            [self.python, "-c", ASK, *_SERVE, "--help"],
-            env=self._environment(()),
-            key=(*_SERVE, self.python, self.version()),
-            folder=data_home() / "cache",
-        )
+    def given(self, config: Config) -> Config:
+        """As they stand on the command line; without `compilation-config.mode`, a key of some JSON."""
+        given: dict[str, Value] = {}
+        for flag, value in self._flags_of(config).items():
+            if value is False and flag not in _WITHOUT_NO:
+                given[f"no-{flag}"] = True
+            elif "." not in flag:
+                given[flag] = value
+        return given
 
-    def _flags(self, config: Config) -> dict[str, Value]:
+    def _flags_of(self, config: Config) -> dict[str, Value]:
         """All flags with dashes: vLLM takes `max_num_seqs` for `max-num-seqs`."""
         flags = {**self.task.engine.args, **config}
         return {flag.replace("_", "-"): value for flag, value in flags.items()}
 
     def launch_command(self, config: Config) -> list[str]:
-        return ["vllm", "serve", *self._arguments(config, "0.0.0.0", 30000)]  # noqa: S104  of the user's deployment
+        return ["vllm", "serve", *self.arguments(config, DEPLOYED, DEPLOYED_PORT)]
 
-    def _arguments(self, config: Config, host: str, port: int) -> list[str]:
+    def arguments(self, config: Config, host: str, port: int) -> list[str]:
         return [
             *(self.task.model.id_or_path, "--served-model-name", self.task.served_model_name),
             *("--host", host, "--port", str(port)),
             *flag_arguments({**self.task.engine.args, **config}),
         ]
 
-    @contextmanager
-    def launch(
-        self, config: Config, *, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
-    ) -> Iterator[RunningEngine]:
-        def argv(port: int) -> list[str]:
-            return [self.python, "-m", *_SERVE, *self._arguments(config, HOST, port)]
-
-        env, model = self._environment(gpu_ids), self.task.served_model_name
-        with launched(
-            argv, env=env, log_path=log_path, timeout_s=timeout_s, model=model, signs=SIGNS
-        ) as server:
-            server.flush_paths = self.flush_paths
-            server.info = self._info(server)
-            yield server
-
-    def _environment(self, gpu_ids: Sequence[str]) -> dict[str, str]:
-        env = {**_ENVIRONMENT, **os.environ, **self.task.engine.env}
-        if gpu_ids:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_ids)
-        return env
-
-    def _info(self, server: Server) -> ServerInfo:
+    def info(self, server: Server) -> ServerInfo:
         """What the server resolved; where it does not tell, what its log says that it was given."""
         resolved = _resolved(_asked(f"{server.base_url}/server_info?config_format=json"))
         told = _asked(f"{server.base_url}/version").get("version")

@@ -51,6 +51,11 @@ class EngineOptions(Section):
     """How the engine is run, beside the flags that are tuned."""
 
     python: Text | None = Field(None, description="Interpreter that has the engine; default: this one.")
+    command: list[Text] | None = Field(
+        None,
+        min_length=1,
+        description="Words that start the server, in place of `python -m MODULE`; the flags follow them.",
+    )
     args: dict[FlagName, Value] = Field({}, description="Fixed flags, the same in every trial.")
     env: dict[VariableName, Text] = Field({}, description="Environment variables of the engine's process.")
     start_timeout: Seconds = Field(300.0, description="Seconds until the first token must be served.")
@@ -202,7 +207,7 @@ class Task(Section):
     model: Model = Field(description="give model.id_or_path, a hub id or a local folder")
     base_runtime: EngineName = Field("simulator", description="The engine.")
     runtime_image_tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")] | None = Field(
-        None, description="Tag of the engine's container image, for exported commands."
+        None, description="Tag of the container image, for exports and where the engine is not installed."
     )
     parameters: dict[FlagName, Parameter] = Field(DEFAULT_PARAMETERS, min_length=1, validate_default=True)
     constraints: list[ConstraintSpec] = Field([])
@@ -270,6 +275,8 @@ class Task(Section):
         found = []
         for path, flags in (("parameters", self.parameters), ("engine.args", self.engine.args)):
             found += [(f"{path}.{flag}", RESERVED[flag]) for flag in flags if flag in RESERVED]
+        if self.engine.command and self.engine.python:
+            found.append(("engine.command", "names the interpreter as well; leave engine.python out"))
         for flag in sorted(self.engine.args.keys() & self.parameters.keys()):
             found.append((f"engine.args.{flag}", "is a parameter as well; it is either fixed or tuned"))
         for number, constraint in enumerate(self.constraints):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuner.engines.base import Config, RunningEngine, ServerInfo
+from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, RunningEngine, ServerInfo
 from tuner.engines.llamacpp import __main__ as launcher
+from tuner.engines.packaged import installed_version
 from tuner.engines.server import HOST, Sign, call, launched
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause, Failure, Stage, TrialFailed
@@ -31,8 +31,8 @@ SIGNS = (
     Sign.of(r"error loading model:", Cause.MODEL_NOT_FOUND),
     Sign.of(r"GGML_ASSERT|GGML_ABORT", Cause.CRASH),
 )
+_PACKAGE = "xllamacpp"
 _OWN_FLAGS = ("memory-limit",)  # which llama-server does not have
-_VERSION = "import importlib.metadata as m; print(m.version('xllamacpp'))"
 
 
 def flag_arguments(config: Config) -> list[str]:
@@ -57,18 +57,21 @@ class LlamaCppEngine:
         self.python = task.engine.python or sys.executable
 
     def version(self) -> str:
+        if self.task.engine.command:
+            raise EngineUnavailable("llamacpp: engine.command is of no use here; name engine.python instead")
         try:
-            asked = subprocess.run(
-                [self.python, "-c", _VERSION], capture_output=True, text=True, timeout=60, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise EngineUnavailable(f"llamacpp: engine.python cannot be run: {error}") from error
-        if asked.returncode:
+            installed = installed_version([self.python], _PACKAGE, self._env())
+        except EngineUnavailable as error:
+            raise EngineUnavailable(f"llamacpp: engine.python {error}") from error
+        if installed is None:
             raise EngineUnavailable(
-                f"llamacpp: xllamacpp is not installed for {self.python}: `pip install "
+                f"llamacpp: {_PACKAGE} is not installed for {self.python}: `pip install "
                 "'inference-autotuner[llamacpp]'`, or name in engine.python an interpreter that has it"
             )
-        return asked.stdout.strip()
+        return installed
+
+    def _env(self) -> dict[str, str]:
+        return {**os.environ, **self.task.engine.env}
 
     def gpus(self, config: Config) -> int:
         """None: it computes on the CPU (and on Apple's GPU, which is not counted)."""
@@ -97,7 +100,7 @@ class LlamaCppEngine:
         """llama-server's: its flags are the same, and it is what people deploy."""
         flags = {**self.task.engine.args, **config}
         shared = {flag: value for flag, value in flags.items() if flag not in _OWN_FLAGS}
-        return ["llama-server", *self._head("0.0.0.0", 30000), *flag_arguments(shared)]  # noqa: S104  of the user's deployment
+        return ["llama-server", *self._head(DEPLOYED, DEPLOYED_PORT), *flag_arguments(shared)]
 
     def _arguments(self, config: Config, host: str, port: int) -> list[str]:
         return [*self._head(host, port), *flag_arguments({**self.task.engine.args, **config})]
@@ -113,8 +116,7 @@ class LlamaCppEngine:
         def argv(port: int) -> list[str]:
             return [self.python, str(launcher.__file__), *self._arguments(config, HOST, port)]
 
-        env = {**os.environ, **self.task.engine.env}
-        model = self.task.served_model_name
+        env, model = self._env(), self.task.served_model_name
         with launched(
             argv, env=env, log_path=log_path, timeout_s=timeout_s, model=model, signs=SIGNS
         ) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Sequence
 
 from tuner import __version__
 from tuner.engines.base import Config
@@ -21,11 +22,11 @@ class SimulatorEngine(SGLangEngine):
 
     name = "simulator"
     simulated = True
-    module = "tuner.engines.simulator"
+    serve = ("tuner.engines.simulator",)
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        self.python = sys.executable
+        self.command = (sys.executable, "-m", *self.serve)
 
     def version(self) -> str:
         return f"simulator-{__version__}"
@@ -45,4 +46,8 @@ class SimulatorEngine(SGLangEngine):
     def launch_command(self, config: Config) -> list[str]:
         """SGLang's own launch command: the simulator is not what anyone deploys."""
         real = {flag: value for flag, value in self.task.engine.args.items() if flag not in _OWN_FLAGS}
-        return self._argv("python", "sglang.launch_server", {**real, **config}, "0.0.0.0", 30000)  # noqa: S104  of the user's deployment
+        args = {"engine": self.task.engine.model_copy(update={"args": real})}
+        return SGLangEngine(self.task.model_copy(update=args)).launch_command(config)
+
+    def _container(self, gpu_ids: Sequence[str] | None) -> None:
+        return None
