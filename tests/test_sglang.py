@@ -109,6 +109,14 @@ def test_gpus_are_the_product_of_the_parallel_sizes(config: dict[str, Any], gpus
     assert engine().gpus(config) == gpus
 
 
+@pytest.mark.parametrize(
+    ("config", "cpus"),
+    [({"tp-size": 4}, 1), ({"device": "cpu"}, 2), ({"device": "cpu", "tp-size": 2, "dp-size": 2}, 5)],
+)
+def test_on_a_cpu_every_rank_holds_one(config: dict[str, Any], cpus: int) -> None:
+    assert engine().cpus(config) == cpus
+
+
 def test_fixed_flags_count_too() -> None:
     sglang = engine(engine={"args": {"pp-size": 2}})
     assert (sglang.gpus({}), sglang.gpus({"tp-size": 4})) == (2, 8)

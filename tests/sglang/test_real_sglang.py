@@ -1,11 +1,12 @@
-"""The contract, a study and an early stop on a real SGLang without a GPU: `make test-sglang`.
+"""The contract and two studies on a real SGLang without a GPU: `make test-sglang`.
 
 SGLANG_PYTHON names the interpreter that has SGLang; `shim/` stands for the GPU packages that it imports.
-A start takes 20 to 60 seconds.
+A start takes 10 to 60 seconds.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from uuid import uuid4
 import processes
 import pytest
 from contracts.engine_contract import EngineContract
+from ray import tune
 from tiny_llama import write_tiny_model
 
 from tuner import run_study
@@ -39,15 +41,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def flags_asked_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One cache of SGLang's flags for all these tests: to ask takes as long as half a start."""
-    from tuner.engines import sglang
+@pytest.fixture(scope="module")
+def module_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
 
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sglang, "data_home", lambda: folder)
-        yield
+
+@pytest.fixture(autouse=True)
+def data_folder(module_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One for all these tests: SGLang is asked once for its flags, which takes half as long as a start."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(module_data))
+    return module_data / "autotuner"
 
 
 def task_for(model: Path, **sections: Any) -> Task:
@@ -148,9 +151,23 @@ def test_a_study_ends_with_a_best(model: Path, tmp_path: Path) -> None:
     trials = outcome.results.trials
     assert outcome.exit_code == 0
     assert trials["failure_cause"].isna().all() and not trials["simulated"].any()
-    assert len(trials) == 4
+    assert len(trials) == 4 and not trials["stopped_early"].any()
     assert (trials["engine_version"] == SGLangEngine(task).version()).all()
     assert (outcome.results.steps["requests_failed"] == 0).all()
+    assert processes.gone(task.served_model_name)
+
+
+def test_a_study_whose_trials_are_stopped_early_keeps_what_they_showed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = functools.partial(tune.RunConfig, stop={"training_iteration": 1})
+    monkeypatch.setattr(tune, "RunConfig", stopping)
+    task = task_for(model, optimization={"max_iterations": 2, "confirm": 0, "seed": 1})
+    outcome = run_study(task, num_gpus=2, max_concurrent=1, results=tmp_path, study="stopped")
+    trials = outcome.results.trials
+    assert len(trials) == 2 and trials["stopped_early"].all() and trials["failure_cause"].isna().all()
+    assert (trials["levels_finished"] == 1).all() and (trials["levels_planned"] == 2).all()
+    assert (outcome.results.steps["requests_ok"] == 8).all()
     assert processes.gone(task.served_model_name)
 
 
