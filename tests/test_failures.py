@@ -12,14 +12,13 @@ from tuner.failures import Cause
 
 TEXT = (Path(__file__).parents[1] / "docs" / "failures.md").read_text()
 LOGS = Path(__file__).parent / "data" / "logs"
-CAUSES = re.findall(r"^\| `([^`]+)` \| [^|]{10,} \| [^|]+ \|$", TEXT, re.MULTILINE)
+CAUSES = re.findall(r"^\| `([^`.]+)` \| [^|]{10,} \| [^|]+ \|$", TEXT, re.MULTILINE)
 LOG_ROWS = re.findall(r"^\| `(\S+\.log)` \| ([^|]+) \| (recorded|source) \|$", TEXT, re.MULTILINE)
 
 
 def test_every_cause_is_explained() -> None:
-    assert CAUSES == [str(cause) for cause in Cause if not cause.infrastructure] + [
-        str(cause) for cause in Cause if cause.infrastructure
-    ]
+    causes = sorted(Cause, key=lambda cause: cause.infrastructure)  # what the machine is to blame for last
+    assert list(map(str, causes)) == CAUSES
     assert "The last five" in TEXT and sum(cause.infrastructure for cause in Cause) == 5
 
 
