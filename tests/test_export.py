@@ -128,6 +128,23 @@ def test_a_docker_command_gives_the_container_its_gpus() -> None:
     assert [options[options.index("--entrypoint") + 1], *found[at + 1 :]] == ARGV
 
 
+def test_a_local_model_is_mounted_in_place_of_the_hubs_cache() -> None:
+    found = words(docker(deployment(model="/models/my llama.gguf")))
+    assert found[found.index("-v") + 1] == "/models/my llama.gguf:/models/my llama.gguf:ro"
+    assert "HF_HOME=/huggingface" not in found
+
+
+def test_an_engine_of_the_cpu_asks_for_no_gpu() -> None:
+    argv = ["llama-server", "--model", "/models/m.gguf"]
+    on_cpu = deployment(argv=argv, gpus=0, image="ghcr.io/ggml-org/llama.cpp:server", model=argv[-1])
+    found = words(docker(on_cpu))
+    assert "--gpus" not in found
+    assert found[found.index("--entrypoint") + 1] == "/app/llama-server"
+    assert "resources" not in container(kubernetes(on_cpu))
+    assert container(kubernetes(on_cpu))["command"] == ["/app/llama-server", *argv[1:]]
+    assert shell(on_cpu).startswith("llama-server")
+
+
 # --- Kubernetes ----------------------------------------------------------------------------------------
 
 
@@ -149,6 +166,20 @@ def test_a_kubernetes_deployment() -> None:
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "my-study", "key": "HF_TOKEN"}}},
     ]
     assert "*id" not in text and "&id" not in text
+
+
+def test_what_a_kubernetes_deployment_mounts() -> None:
+    hub, local = (kubernetes(deployment(model=model)) for model in ("org/model", "/models/m"))
+    memory = {"name": "shm", "mountPath": "/dev/shm"}
+    assert container(hub)["volumeMounts"] == [memory]
+    assert container(local)["volumeMounts"] == [
+        memory,
+        {"name": "model", "mountPath": "/models/m", "readOnly": True},
+    ]
+    assert manifest(local)["spec"]["template"]["spec"]["volumes"] == [
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "model", "hostPath": {"path": "/models/m"}},
+    ]
 
 
 def test_without_a_namespace_there_is_none() -> None:
@@ -225,6 +256,8 @@ def test_the_best_configuration_of_a_study_is_exported_with_its_engines_image() 
     assert list(found.argv) == json.loads(best["command"])
     assert (found.gpus, found.image) == (best["gpus"], "lmsysorg/sglang:latest")
     assert "SIMULATOR" in found.note and shell(found).startswith("# Found on the SIMULATOR")
+    made.about["engine"] = "llamacpp"
+    assert best_deployment(made.results()).image == "ghcr.io/ggml-org/llama.cpp:server"
     made.about["engine"] = "some-plug-in"
     assert "python" in shell(best_deployment(made.results()))
     with pytest.raises(StudyError, match="no container image"):

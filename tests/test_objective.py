@@ -101,6 +101,7 @@ def test_the_five_objectives(name: str, value: float, unit: str, maximise: bool)
     )
     assert (objective.name, objective.unit, objective.maximise) == (name, unit, maximise)
     assert objective.value(one) == value
+    assert (objective.unit_on(2), objective.unit_on(0)) == (unit, unit.removesuffix("/GPU"))
     assert objective.better(2.0, 1.0) is maximise and objective.better(1.0, 2.0) is not maximise
     assert not objective.better(1.0, 1.0)
     twice = score(objective, Slo(), [one, metrics(tpot=None, latency=distribution(8.0), gpus=1)])

@@ -341,6 +341,15 @@ def test_its_cache_is_flushed_where_vllm_does_it(tmp_path: Path) -> None:
     assert asked == ["POST /reset_prefix_cache"]
 
 
+def test_a_flush_that_is_refused_is_asked_for_again(tmp_path: Path) -> None:
+    answers = {"/reset_prefix_cache": {"success": False}}
+    with answering(answers, tmp_path) as (server, asked):
+        server.flush_paths = engine().flush_paths
+        threading.Timer(0.3, answers.update, [{"/reset_prefix_cache": {"success": True}}]).start()
+        server.flush_cache()
+    assert len(asked) > 1 and answers["/reset_prefix_cache"]["success"]
+
+
 def test_its_development_endpoints_are_there_for_that_unless_the_task_says_no() -> None:
     assert engine()._env()["VLLM_SERVER_DEV_MODE"] == "1"
     off = engine(engine={"env": {"VLLM_SERVER_DEV_MODE": "0"}})

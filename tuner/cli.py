@@ -174,7 +174,7 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
         click.echo(json.dumps(row, indent=2, default=str))
     elif report.failure is None:
         value, penalised = report.score.objective, report.score.score
-        click.echo(f"{task.objective.name}: {value:.6g} {task.objective.unit}, score {penalised:.6g}")
+        click.echo(f"{task.objective.name}: {value:.6g} {row['objective_unit']}, score {penalised:.6g}")
     sys.exit(4 if report.failure else 0)
 
 

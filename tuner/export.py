@@ -22,23 +22,41 @@ from tuner.errors import StudyError
 from tuner.results import StudyResults
 
 PORT = 30000
-IMAGES = {"sglang": "lmsysorg/sglang", "simulator": "lmsysorg/sglang", "vllm": "vllm/vllm-openai"}
+IMAGES = {
+    "llamacpp": "ghcr.io/ggml-org/llama.cpp",
+    "sglang": "lmsysorg/sglang",
+    "simulator": "lmsysorg/sglang",
+    "vllm": "vllm/vllm-openai",
+}
+_TAGS = {"llamacpp": "server"}  # where the task names none: the image that serves, on the CPU
+_PROGRAMS = {"llama-server": "/app/llama-server"}  # where an image has it off its PATH
 _SIMULATED = "Found on the SIMULATOR: measure it on the real hardware before you rely on it."
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is exported: the launch argv, the flags it was made of, GPUs, image and environment."""
+    """What is exported: the launch argv, the flags it was made of, GPUs, image, model and environment."""
 
     argv: Sequence[str]
     flags: Mapping[str, Any]
     gpus: int
     name: str
     image: str
+    model: str = ""
     namespace: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The local folder or file of the model, which a container needs to see; empty for a hub id."""
+        return self.model if self.model.startswith("/") else ""
+
+    @property
+    def argv_inside(self) -> list[str]:
+        """The argv within the image."""
+        return [_PROGRAMS.get(self.argv[0], self.argv[0]), *self.argv[1:]]
 
 
 def best_deployment(results: StudyResults) -> Deployment:
@@ -50,13 +68,14 @@ def best_deployment(results: StudyResults) -> Deployment:
         )
     task, engine = about["task"], about["engine"]
     options = task.get("engine", {})
-    tag = task.get("runtime_image_tag") or "latest"
+    tag = task.get("runtime_image_tag") or _TAGS.get(engine, "latest")
     return Deployment(
         argv=json.loads(best["command"]),
         flags={**options.get("args", {}), **best["config"]},
         gpus=int(best["gpus"]),
         name=about["study"],
         image=f"{IMAGES[engine]}:{tag}" if engine in IMAGES else "",
+        model=task.get("model", {}).get("id_or_path", ""),
         namespace=task.get("model", {}).get("namespace", ""),
         env=options.get("env", {}),
         note=_SIMULATED if about["simulated"] else "",
@@ -70,32 +89,45 @@ def shell(deployment: Deployment) -> str:
 
 
 def docker(deployment: Deployment) -> str:
-    """A `docker run` command that gives the container its GPUs."""
+    """A `docker run` command that gives the container its GPUs, and a local model as it is."""
     env = [
         ["-e", name if _SECRET.search(name) else shlex.quote(f"{name}={value}")]
         for name, value in deployment.env.items()
     ]
     words = [
-        *("docker", "run", "--rm", "--gpus", str(deployment.gpus), "--ipc=host", "-p", f"{PORT}:{PORT}"),
-        *("-v", '"$HOME/.cache/huggingface:/huggingface"', "-e", "HF_HOME=/huggingface"),
+        *("docker", "run", "--rm"),
+        *(("--gpus", str(deployment.gpus)) if deployment.gpus else ()),
+        *("--ipc=host", "-p", f"{PORT}:{PORT}"),
+        *_docker_model(deployment),
         *(word for pair in env for word in pair),
-        *("--entrypoint", shlex.quote(deployment.argv[0]), _image(deployment)),
-        *map(shlex.quote, deployment.argv[1:]),
+        *("--entrypoint", shlex.quote(deployment.argv_inside[0]), _image(deployment)),
+        *map(shlex.quote, deployment.argv_inside[1:]),
     ]
     return _commented(deployment.note) + _folded(words)
 
 
+def _docker_model(deployment: Deployment) -> list[str]:
+    if folder := deployment.folder:
+        return ["-v", shlex.quote(f"{folder}:{folder}:ro")]
+    return ["-v", '"$HOME/.cache/huggingface:/huggingface"', "-e", "HF_HOME=/huggingface"]
+
+
 def kubernetes(deployment: Deployment) -> str:
-    """An apps/v1 Deployment with GPU limits and probes; secrets come from a Secret of the same name."""
+    """An apps/v1 Deployment with GPU limits and probes; secrets come from a Secret of the same name.
+
+    A local model is taken from the same path of the node. NCCL needs more shared memory than 64 MB.
+    """
     name = _Quoted(re.sub(r"[^a-z0-9]+", "-", deployment.name.lower())[:50].strip("-") or "engine")
+    volumes = _kubernetes_volumes(deployment)
     probe = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10}
     container = {
         "name": "engine",
         "image": _Quoted(_image(deployment)),
-        "command": [_Quoted(word) for word in deployment.argv],
+        "command": [_Quoted(word) for word in deployment.argv_inside],
         "env": [_kubernetes_env(name, key, value) for key, value in deployment.env.items()],
         "ports": [{"containerPort": PORT}],
-        "resources": {"limits": {"nvidia.com/gpu": deployment.gpus}},
+        **({"resources": {"limits": {"nvidia.com/gpu": deployment.gpus}}} if deployment.gpus else {}),
+        "volumeMounts": [mount for mount, _ in volumes],
         "startupProbe": {**probe, "failureThreshold": 120},
         "readinessProbe": probe,
         "livenessProbe": {**probe, "periodSeconds": 30, "failureThreshold": 4},
@@ -112,7 +144,10 @@ def kubernetes(deployment: Deployment) -> str:
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [container], "volumes": [volume for _, volume in volumes]},
+            },
         },
     }
     text = io.StringIO()
@@ -159,6 +194,19 @@ def _folded(words: Sequence[str]) -> str:
 
 def _shell_value(name: str, value: str) -> str:
     return f'"${name}"' if _SECRET.search(name) else shlex.quote(value)
+
+
+def _kubernetes_volumes(deployment: Deployment) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What is mounted, and from where."""
+    memory = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+    volumes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"name": "shm", "mountPath": "/dev/shm"}, memory)  # noqa: S108  NCCL's, not a temporary file
+    ]
+    if deployment.folder:
+        path = _Quoted(deployment.folder)
+        mount = {"name": "model", "mountPath": path, "readOnly": True}
+        volumes.append((mount, {"name": "model", "hostPath": {"path": path}}))
+    return volumes
 
 
 def _kubernetes_env(secret: str, name: str, value: str) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class Objective:
         distribution = getattr(metrics, self.name.removeprefix("minimize_"))
         return None if distribution is None else float(distribution.mean)
 
+    def unit_on(self, gpus: int) -> str:
+        """The unit of a trial on so many GPUs; none stands in the unit of an engine on the CPU."""
+        return self.unit if gpus else self.unit.removesuffix("/GPU")
+
     def better(self, a: float, b: float) -> bool:
         """Whether the value or score `a` is better than `b`."""
         return a > b if self.maximise else a < b

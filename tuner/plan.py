@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from tuner.task import Task
 
 FINALISTS = 2  # configurations that are measured again at a study's end
-_START_GUESS_S = {"simulator": 1.0}  # of an engine; others load weights and capture CUDA graphs
+_START_GUESS_S = {
+    "simulator": 1.0,
+    "llamacpp": 1.0,
+}  # of an engine; others load weights and capture CUDA graphs
 _START_S = 60.0
 _AROUND_A_LEVEL = 1.4  # warm-up before and drain after, relative to the time of sending; seen: 1.3 to 1.6
 _MOST_COUNTED = 100_000  # configurations that constraints are tried on, one by one

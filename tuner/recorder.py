@@ -177,7 +177,7 @@ class Recorder(tune.Callback):
         if failure is not None:
             LOG.info("Failed (%s, %s): %s: %s", failure.stage, failure.cause, name, failure.detail)
         else:
-            unit = self._task.objective.unit
+            unit = row["objective_unit"]
             LOG.info("Finished %s: %.6g %s", name, report.score.score, unit)
             if info.kind != "confirm" and (best is None or row["loss"] < best["loss"]):
                 best = row

@@ -55,12 +55,12 @@ def record(
 
 def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> dict[str, Any]:
     """Columns of `trials` without study and trial."""
-    slo, failure = report.score.slo, report.failure
+    slo, failure, gpus = report.score.slo, report.failure, engine.gpus(info.config)
     return {
         "kind": info.kind,
         "config": json.dumps(dict(info.config)),
         "command": json.dumps(engine.launch_command(info.config)),
-        "gpus": engine.gpus(info.config),
+        "gpus": gpus,
         "gpu_ids": list(info.gpu_ids),
         "gpu_model": report.gpus[0].model if report.gpus else None,
         "gpu_others": json.dumps([asdict(use) for use in report.gpus]),
@@ -72,7 +72,7 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "effective_args": json.dumps(dict(report.info.effective_args)),
         "kv_tokens": report.info.kv_tokens,
         "objective_name": task.objective.name,
-        "objective_unit": task.objective.unit,
+        "objective_unit": task.objective.unit_on(gpus),
         "objective": report.score.objective,
         "score": report.score.score,
         "loss": report.score.loss,

@@ -25,6 +25,7 @@ from tuner.failures import Cause, Failure, Stage, TrialFailed
 HOST = "127.0.0.1"
 _POLL_S = 0.05
 _PORTS_TRIED = 3
+_FLUSHES_TRIED = 100
 _EVIDENCE_LINES = 25
 _LINES_AFTER = 5
 _EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception)(: |$)")  # the last line of a Python traceback
@@ -66,7 +67,11 @@ class Server:
     def flush_cache(self) -> None:
         with suppress(OSError, ValueError):  # a dead server is found by raise_if_failed
             for path in self.flush_paths:
-                call(f"{self.base_url}/{path}", body={}, timeout_s=30.0)
+                for _ in range(_FLUSHES_TRIED):
+                    answer = call(f"{self.base_url}/{path}", body={}, timeout_s=30.0)
+                    if not (isinstance(answer, dict) and answer.get("success") is False):
+                        break
+                    time.sleep(_POLL_S)  # vLLM refuses while a request that was cut off holds its blocks
 
 
 def call(url: str, *, body: Any = None, timeout_s: float = 5.0) -> Any:
