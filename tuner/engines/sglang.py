@@ -33,7 +33,9 @@ SIGNS = (
     Sign.of(r"Cannot find any model weights|Can't load the configuration of", Cause.MODEL_NOT_FOUND),
     Sign.of(r"watchdog timeout|Watchdog caught collective operation timeout", Cause.HANG),
     Sign.of(r"is not divisible|must be divisible", Cause.INVALID_FLAGS),
-    Sign.of(r"exceeds the maximum allowed length|greater than the derived context", Cause.INVALID_FLAGS),
+    Sign.of(r"greater than the derived context", Cause.INVALID_FLAGS),
+    # SGLang's own warm-up, refused: a user's prompt that is too long for the KV cache ends nothing.
+    Sign.of(r"^AssertionError: .*exceeds the maximum allowed length", Cause.INVALID_FLAGS),
     Sign.of(r"^\[.*\] Subprocess \S+ \(pid=\d+\) crashed", Cause.CRASH),  # in mid-log, by SGLang's watcher
 )
 _SIZES = (  # each with the other spelling that SGLang takes
