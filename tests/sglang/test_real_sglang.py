@@ -6,7 +6,6 @@ A start takes 10 to 60 seconds.
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import time
@@ -160,8 +159,11 @@ def test_a_study_ends_with_a_best(model: Path, tmp_path: Path) -> None:
 def test_a_study_whose_trials_are_stopped_early_keeps_what_they_showed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopping = functools.partial(tune.RunConfig, stop={"training_iteration": 1})
-    monkeypatch.setattr(tune, "RunConfig", stopping)
+    class AfterOneLevel(tune.RunConfig):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options, stop={"training_iteration": 1})
+
+    monkeypatch.setattr(tune, "RunConfig", AfterOneLevel)
     task = task_for(model, optimization={"max_iterations": 2, "confirm": 0, "seed": 1})
     outcome = run_study(task, num_gpus=2, max_concurrent=1, results=tmp_path, study="stopped")
     trials = outcome.results.trials
