@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top. A module may import from its own layer and from those before it.
 LAYERS = {
     "base": "errors registry",
-    "domain": "task space workload vocabulary metrics objective failures plan analysis",
+    "domain": "task space workload vocabulary metrics objective failures plan stopping analysis",
     "adapters": "engines load results report export",
     "compose": "evaluate rows check",
     "ray": "search cluster trial recorder study",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tuner.task import Task
 
+MOST_FOR_GP = 300  # trials: a fit grows with their third power
 FINALISTS = 2  # configurations that are measured again at a study's end
 _START_GUESS_S = {
     "simulator": 1.0,
@@ -41,6 +42,26 @@ def advise(task: Task) -> Advice:
         )
     trials = 100 if math.isinf(size) else min(100, max(50, round(size * 0.25)))
     return Advice("bayesian", trials, "50-100 trials for more than 200 combinations")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The sampler that a task's search uses, and why."""
+
+    name: str
+    reason: str
+
+
+def sampler_of(task: Task) -> Sampler:
+    """What the task names, or what `auto` takes: the sampler that measures best for the space at hand."""
+    options = task.optimization
+    if options.strategy == "random":
+        return Sampler("random", "the strategy is random")
+    if options.sampler != "auto":
+        return Sampler(options.sampler, "the task asks for it")
+    if options.max_iterations > MOST_FOR_GP:
+        return Sampler("tpe", f"a Gaussian process grows slow beyond {MOST_FOR_GP} trials")
+    return Sampler("gp", "it needs about half of TPE's trials on measured surfaces")
 
 
 def planned_trials(task: Task) -> int:

@@ -25,7 +25,7 @@ from tuner.failures import Cause, Failure, Stage
 from tuner.report.words import config_text
 from tuner.results import ResultStore
 from tuner.rows import TrialInfo, record, this_node
-from tuner.search import Suggestion
+from tuner.search import ELAPSED, Suggestion
 from tuner.task import Task
 
 LOG = logging.getLogger("tuner.study")
@@ -110,7 +110,7 @@ class Recorder(tune.Callback):
             self._steps[trial.trial_id].append(report.step)
         self._last[trial.trial_id] = {
             "report": report,
-            "info": replace(result.pop("info"), duration_s=result["elapsed_s"]),
+            "info": replace(result.pop("info"), duration_s=result[ELAPSED]),
         }
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -174,7 +174,9 @@ class Recorder(tune.Callback):
         failure, best = report.failure, self._progress.best
         again = " (measured again)" if info.kind == "confirm" else ""
         name = f"trial {info.number}{again}: {config_text(info.config)}"
-        if failure is not None:
+        if info.stopped_early:
+            LOG.info("Stopped (losing after %d of %d load levels): %s", report.finished, report.planned, name)
+        elif failure is not None:
             LOG.info("Failed (%s, %s): %s: %s", failure.stage, failure.cause, name, failure.detail)
         else:
             unit = row["objective_unit"]

@@ -26,7 +26,7 @@ from tuner.errors import NotEnoughGpus, UsageError
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
-from tuner.search import METRIC, MODE, Config, StudySearcher, make_searcher
+from tuner.search import METRIC, MODE, Config, LosingTrials, StudySearcher, make_searcher
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
@@ -100,6 +100,9 @@ def run_study(
         with _study_log(log_path), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             LOG.info("Study %s: %d trials, %d at once, seed %d", name, searcher.planned, at_once, seed)
             interrupted = _fit(context, searcher, recorder, at_once, scratch)
+            if searcher.ended_early:
+                LOG.info("Study %s: the search has ended early: %s", name, searcher.ended_early)
+                store.amend(ended_early=searcher.ended_early)
             LOG.info("Study %s: %s", name, "interrupted" if interrupted else "done")
     return StudyOutcome(store.read(), store.location, log_path, interrupted)
 
@@ -114,6 +117,7 @@ def _fit(
             metric=METRIC,
             mode=MODE,
             search_alg=searcher,
+            scheduler=LosingTrials(searcher.stopping) if searcher.stopping else None,
             num_samples=-1,
             max_concurrent_trials=at_once,
             reuse_actors=True,

@@ -21,7 +21,7 @@ from tuner.evaluate import Report, evaluate
 from tuner.load import LOAD_GENERATORS
 from tuner.results import data_home
 from tuner.rows import TrialInfo, this_node
-from tuner.search import METRIC
+from tuner.search import ELAPSED, METRIC, SHARE
 from tuner.task import Task
 
 
@@ -78,11 +78,12 @@ class EngineTrial(tune.Trainable):
         failure = report.failure
         return {
             METRIC: report.score.loss,
+            SHARE: report.finished / report.planned,
             tune.result.DONE: report.done,
             "infrastructure": failure is not None and failure.cause.infrastructure,
             "report": report,
             "info": self._info,
-            "elapsed_s": time.monotonic() - self._began,
+            ELAPSED: time.monotonic() - self._began,
         }
 
     def cleanup(self) -> None:

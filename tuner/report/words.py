@@ -118,6 +118,8 @@ def subject(results: StudyResults) -> str:
     repeats = len(results.trials) - ended
     planned = about.get("planned_trials") or ended
     count = f"{ended} trial{'s' * (ended != 1)}" if ended >= planned else f"{ended} of {planned} trials"
+    if why := about.get("ended_early"):
+        count += f" (then {why})"
     if repeats:
         count += f" and {repeats} repeat{'s' * (repeats != 1)}"
     return f"{model} on {engine}, {count}{_elapsed(results.trials)}"

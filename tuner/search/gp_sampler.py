@@ -51,6 +51,7 @@ class GpSampler(BaseSampler):
         self._independent = RandomSampler(seed=seed)
         self._model = GaussianProcess(encoding.unordered)
         self._listed = self._enumerated()
+        self.expected_gain: float | None = None  # of the last point that a model chose: a share
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters are drawn together."""
@@ -121,6 +122,7 @@ class GpSampler(BaseSampler):
             believed, _ = self._model.predict(seen[count:])
             self._model.fit(seen, np.concatenate([losses, believed]), search=False)
         improvement = expected_improvement(*self._model.predict(points), float(losses.min()))
+        self.expected_gain = float(improvement.max())
         return int(np.argmax(improvement))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,10 @@ from tuner.objective import FAILED_TIER, HARD_SLO_TIER
 from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
 from tuner.space import SearchSpace, Value, config_key
+from tuner.stopping import EarlyStopping, SearchEnd
 
 METRIC, MODE = "loss", "min"
+SHARE, ELAPSED = "share", "elapsed_s"  # of a result: how much of the trial's load is done, and in what time
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
 _REFUSED_IN_A_ROW = 100  # then the engine refuses everything, and the search ends
 _DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
@@ -58,7 +60,9 @@ class StudySearcher(Searcher):
 
     `budget` counts the trials of the search. Then come `rounds` of confirmation, in which the `FINALISTS`
     best configurations and the baseline are measured again in turn: the best of many is partly lucky, and
-    only repeats tell luck from gain. `gpus(config)` is what a configuration needs, `total_gpus` what the
+    only repeats tell luck from gain. `end` ends the search sooner where more of it is not worth its time,
+    by what the sampler says of its `expected_gain` among others; `stopping` knows what a trial that was
+    stopped early would have come to. `gpus(config)` is what a configuration needs, `total_gpus` what the
     cluster has.
     """
 
@@ -72,6 +76,9 @@ class StudySearcher(Searcher):
         baseline: bool,
         rounds: int,
         seed: int,
+        end: SearchEnd | None = None,
+        stopping: EarlyStopping | None = None,
+        expected_gain: Callable[[], float | None] = lambda: None,
         gpus: Callable[[Config], int] = lambda config: 1,
         total_gpus: float = float("inf"),
     ) -> None:
@@ -79,6 +86,8 @@ class StudySearcher(Searcher):
         self._inner, self._encoding, self._space = inner, encoding, space
         self.budget, self.baseline, self.rounds = budget, baseline, rounds
         self._baseline_due = baseline
+        self._end, self.stopping, self._expected_gain = end or SearchEnd(), stopping, expected_gain
+        self.ended_early = ""  # why the search ended before its last trial
         self._gpus, self._total_gpus = gpus, total_gpus
         self._refuse: Callable[[Config], Failure | None] = lambda config: None
         self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
@@ -116,7 +125,9 @@ class StudySearcher(Searcher):
         pending, self._held = self._held, None
         self._pending[trial_id] = pending
         suggestion = pending.suggestion
-        self._launched += suggestion.kind != "confirm"
+        if suggestion.kind != "confirm":
+            self._launched += 1
+            self._end.began()
         return {"number": suggestion.number, "kind": suggestion.kind, "flags": dict(suggestion.config)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -132,13 +143,22 @@ class StudySearcher(Searcher):
             for inner_id in pending.inner_ids:
                 self._inner.on_trial_complete(inner_id, error=True)
             return
-        suggestion, loss = pending.suggestion, float(result[METRIC])
+        suggestion, loss = pending.suggestion, self._final_loss(result)
         if suggestion.kind == "confirm":
             return
+        self._end.ended(loss, gpus=pending.gpus, duration_s=float(result.get(ELAPSED, 0.0)))
         self._losses[suggestion.key] = loss
         self._measured[suggestion.key] = suggestion.config
         for inner_id in pending.inner_ids:
             self._tell(inner_id, loss)
+
+    def _final_loss(self, result: Mapping[str, Any]) -> float:
+        """What the trial came to; of one that was stopped, what it would have come to, and no best."""
+        loss, share = float(result[METRIC]), float(result.get(SHARE, 1.0))
+        if share >= 1 or self.stopping is None or loss >= HARD_SLO_TIER / 2:
+            return loss
+        expected = self.stopping.expected(share, loss)
+        return loss if expected is None else max(expected[0], self.stopping.best)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the results on disk are the state to resume from."""
@@ -148,8 +168,10 @@ class StudySearcher(Searcher):
 
     def _due(self) -> _Pending | None:
         """What comes next: the search, and when all of it has ended, the confirmation."""
-        if self._launched < self.budget and (found := self._next()):
-            return found
+        if self._launched < self.budget and not self.ended_early:
+            self.ended_early = self._end.reason()
+            if not self.ended_early and (found := self._next()):
+                return found
         if any(pending.suggestion.kind != "confirm" for pending in self._pending.values()):
             return None
         if self._confirmations is None:
@@ -183,6 +205,7 @@ class StudySearcher(Searcher):
                 break
             found = self._take(self._encoding.decode(point), inner_id)
             if found:
+                self._end.expects(self._expected_gain())
                 return found
         return self._drawn()
 

@@ -62,14 +62,36 @@ class EngineOptions(Section):
     hang_timeout: Seconds = Field(60.0, description="Seconds under load without any token.")
 
 
+class Convergence(Section):
+    """When a search is over before its last trial."""
+
+    patience: int | None = Field(None, ge=1, description="Trials in a row without a better one.")
+    least_gain: float | None = Field(
+        0.005,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Share of the objective: less is no gain. A gp search ends when it expects less.",
+    )
+
+
 class Optimization(Section):
     """How to search."""
 
-    strategy: Literal["bayesian", "grid_search", "grid", "random"] = "bayesian"
-    sampler: Literal["tpe", "hyperopt", "gp"] = Field(
-        "tpe",
-        description="Of the bayesian strategy: tpe is Optuna's, hyperopt is Hyperopt's TPE, gp a Gaussian "
-        "process over the configurations that exist.",
+    strategy: Literal["bayesian", "grid_search", "grid", "random", "hybrid", "hierarchical"] = Field(
+        "bayesian",
+        description="hybrid: a coarse grid, then bayesian; hierarchical: groups of parameters in turn, "
+        "then all together.",
+    )
+    sampler: Literal["auto", "tpe", "hyperopt", "gp"] = Field(
+        "auto",
+        description="Of the strategies that model: tpe is Optuna's, hyperopt is Hyperopt's TPE, gp a "
+        "Gaussian process over the configurations that exist; auto takes what measures best.",
+    )
+    stages: list[Annotated[list[FlagName], Field(min_length=1)]] = Field(
+        [],
+        description="Of the hierarchical strategy: the groups of parameters; default: the sizes that take "
+        "GPUs, then the others two by two.",
     )
     objective: Literal[
         "minimize_latency",
@@ -82,6 +104,14 @@ class Optimization(Section):
         100, ge=1, le=100_000, description="Trials of the search, the baseline included."
     )
     n_initial_random: int = Field(5, ge=0, le=100_000, description="Random trials before the model's own.")
+    convergence: Convergence = Field(
+        Convergence(), validate_default=True, description="When a search ends before its last trial."
+    )
+    early_stopping: bool = Field(True, description="Stop trials that are clearly losing.")
+    max_time: Seconds | None = Field(None, description="Seconds for the whole study, the repeats included.")
+    max_gpu_hours: float | None = Field(
+        None, gt=0, le=1e6, allow_inf_nan=False, description="GPU hours for the whole study."
+    )
     timeout_per_iteration: Seconds = Field(600.0, description="Seconds for one whole trial.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Default: drawn, and recorded in study.json.")
     baseline: bool = Field(True, description="Measure the engine's own defaults first, as trial 0.")
@@ -291,10 +321,31 @@ class Task(Section):
             for path, value in self._values_of(flag):
                 if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS:
                     found.append((path, f"must be an integer from 1 to {_MOST_GPUS}, got {shown(value)}"))
+        found += self._stage_problems()
         if self.optimization.enumerates and not self.space.enumerable():
             found.append(("optimization.strategy", "grid_search needs a step on every continuous parameter"))
         elif self.constraints and self.space.size <= 10**6 and next(self.space.grid(), None) is None:
             found.append(("constraints", "leave no configuration at all"))
+        return found
+
+    def _stage_problems(self) -> list[tuple[str, str]]:
+        found, seen = [], set[str]()
+        options = self.optimization
+        if options.strategy == "hierarchical" and options.sampler == "hyperopt":
+            found.append(("optimization.sampler", "hierarchical needs auto, gp or tpe: Hyperopt's cannot "
+                          "be told what another stage has found"))  # fmt: skip
+        if options.stages and options.strategy != "hierarchical":
+            found.append(("optimization.stages", f"is of no use where strategy is {options.strategy}"))
+        for number, group in enumerate(options.stages):
+            for place, flag in enumerate(group):
+                path = f"optimization.stages[{number}][{place}]"
+                if flag not in self.parameters:
+                    near = get_close_matches(flag, self.parameters, n=1)
+                    hint = f"; nearest: {near[0]}" if near else ""
+                    found.append((path, f"is not one of the parameters{hint}"))
+                elif flag in seen:
+                    found.append((path, f"{flag} is in a stage already"))
+                seen.add(flag)
         return found
 
     def _values_of(self, flag: str) -> list[tuple[str, Any]]:
