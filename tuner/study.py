@@ -207,7 +207,11 @@ def _limits(engine: Engine, resources: Resources, fewest_gpus: int) -> dict[str,
     if fewest_gpus:
         return {"gpus": engine.gpus, "total_gpus": resources.gpus}
     most = int(resources.largest_node_cpus)
-    return {"gpus": lambda config: min(engine.cpus(config), most), "total_gpus": resources.cpus}
+    return {
+        "gpus": lambda config: min(engine.cpus(config), most),
+        "total_gpus": resources.cpus,
+        "counts_gpus": False,
+    }
 
 
 def _refusal(engine: Engine, config: Config, resources: Resources) -> Failure | None:

@@ -80,7 +80,7 @@ def make_searcher(task: Task, *, seed: int, space: SearchSpace | None = None, **
             max_gpu_hours=options.max_gpu_hours,
             repeats=repeats,
         ),
-        stopping=EarlyStopping() if options.early_stopping else None,
+        stopping=EarlyStopping() if options.early_stopping and not options.enumerates else None,
         expected_gain=inner.expected_gain,
         **limits,
     )
