@@ -16,7 +16,12 @@ def task_with(size: int, **optimization: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("size", "strategy", "fewest", "most"),
-    [(5, "grid_search", 5, 5), (30, "bayesian", 20, 30), (120, "bayesian", 30, 50), (999, "bayesian", 50, 100)],
+    [
+        (5, "grid_search", 5, 5),
+        (30, "bayesian", 20, 30),
+        (120, "bayesian", 30, 50),
+        (999, "bayesian", 50, 100),
+    ],
 )
 def test_the_documents_rules(size: int, strategy: str, fewest: int, most: int) -> None:
     advice = advise(task_with(size))
