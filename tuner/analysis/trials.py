@@ -91,6 +91,17 @@ def parameters_of(trials: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(name for config in trials["config"] for name in config))
 
 
+def default_of(flag: str, baseline: Trial | None) -> tuple[Any] | None:
+    """The engine's own value of `flag`, as the baseline's server told it; None where it did not."""
+    told = baseline["effective_args"] if baseline is not None else {}
+    return next(((told[name],) for name in (flag, flag.replace("-", "_")) if name in told), None)
+
+
+def overrides(config: Mapping[str, Any], baseline: Trial | None) -> int:
+    """How many flags differ from the engine's own defaults, or may do so."""
+    return sum(default_of(flag, baseline) != (value,) for flag, value in config.items())
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` is a number and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool)

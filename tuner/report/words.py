@@ -22,7 +22,7 @@ from tuner.analysis import (
     without_repeats,
 )
 from tuner.analysis.answer import CONFIDENCE
-from tuner.analysis.trials import Trial, is_true
+from tuner.analysis.trials import Trial, default_of, is_true
 from tuner.objective import Objective
 from tuner.results import StudyResults
 
@@ -96,12 +96,9 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 def against_default(flag: str, value: Any, baseline: Trial | None) -> str:
     """`default 0.88`, `as by default`, or nothing where the engine did not say."""
-    chosen = baseline["effective_args"] if baseline is not None else {}
-    for spelling in (flag, flag.replace("-", "_")):
-        if spelling in chosen:
-            same = chosen[spelling] == value
-            return "as by default" if same else f"default {value_text(chosen[spelling])}"
-    return ""
+    if (default := default_of(flag, baseline)) is None:
+        return ""
+    return "as by default" if default == (value,) else f"default {value_text(default[0])}"
 
 
 def engine_text(name: str, version: str | None) -> str:

@@ -63,7 +63,7 @@ class StudySearcher(Searcher):
     only repeats tell luck from gain. `end` ends the search sooner where more of it is not worth its time,
     by what the sampler says of its `expected_gain` among others; `stopping` knows what a trial that was
     stopped early would have come to. `gpus(config)` is what a configuration needs, `total_gpus` what the
-    cluster has.
+    cluster has; without `counts_gpus` both are of CPUs.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class StudySearcher(Searcher):
         expected_gain: Callable[[], float | None] = lambda: None,
         gpus: Callable[[Config], int] = lambda config: 1,
         total_gpus: float = float("inf"),
+        counts_gpus: bool = True,
     ) -> None:
         super().__init__(metric=METRIC, mode=MODE)
         self._inner, self._encoding, self._space = inner, encoding, space
@@ -88,7 +89,7 @@ class StudySearcher(Searcher):
         self._baseline_due = baseline
         self._end, self.stopping, self._expected_gain = end or SearchEnd(), stopping, expected_gain
         self.ended_early = ""  # why the search ended before its last trial
-        self._gpus, self._total_gpus = gpus, total_gpus
+        self._gpus, self._total_gpus, self._counts_gpus = gpus, total_gpus, counts_gpus
         self._refuse: Callable[[Config], Failure | None] = lambda config: None
         self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
         self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
@@ -146,7 +147,8 @@ class StudySearcher(Searcher):
         suggestion, loss = pending.suggestion, self._final_loss(result)
         if suggestion.kind == "confirm":
             return
-        self._end.ended(loss, gpus=pending.gpus, duration_s=float(result.get(ELAPSED, 0.0)))
+        held = pending.gpus if self._counts_gpus else 0
+        self._end.ended(loss, gpus=held, duration_s=float(result.get(ELAPSED, 0.0)))
         self._losses[suggestion.key] = loss
         self._measured[suggestion.key] = suggestion.config
         for inner_id in pending.inner_ids:

@@ -13,6 +13,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
 
+from tuner.errors import UsageError
+from tuner.experience import NOTHING, Experience, Known
 from tuner.plan import FINALISTS, planned_trials, sampler_of
 from tuner.search.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.search.gp_sampler import GpSampler
@@ -23,6 +25,7 @@ from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.task import Task
 from tuner.task.model import GPU_FLAGS, Optimization
 
+MEASURED_AGAIN = 2  # of the best configurations of earlier studies: the first trials of this one
 GP_INITIAL = 3  # starting points of the Gaussian process, unless the task says how many
 COARSE_SHARE = 0.3  # of a hybrid search's trials, for its coarse grid
 _AS_IT_IS = Code(None, lambda value: value, lambda value: value, lambda value: 0.0)
@@ -56,14 +59,23 @@ class Inner:
     expected_gain: Callable[[], float | None] = lambda: None
 
 
-def make_searcher(task: Task, *, seed: int, space: SearchSpace | None = None, **limits: Any) -> StudySearcher:
+def make_searcher(
+    task: Task,
+    *,
+    seed: int,
+    space: SearchSpace | None = None,
+    known: Experience = NOTHING,
+    **limits: Any,
+) -> StudySearcher:
     """The searcher of a task's strategy, over the task's space unless another is given.
 
+    What is `known` before is told to it: the best of its data are measured first, the priors guide a
+    Gaussian process until trials say otherwise. UsageError for a sampler that cannot be told.
     `limits` are passed on to `StudySearcher`.
     """
     space, options = space or task.space, task.optimization
     budget = planned_trials(task)
-    inner = _inner(task, space, seed, budget)
+    inner = _inner(task, space, seed, budget, known)
     repeats = options.confirm * (FINALISTS + options.baseline)
     return StudySearcher(
         inner.searcher,
@@ -80,28 +92,53 @@ def make_searcher(task: Task, *, seed: int, space: SearchSpace | None = None, **
             max_gpu_hours=options.max_gpu_hours,
             repeats=repeats,
         ),
-        stopping=EarlyStopping() if options.early_stopping else None,
+        stopping=EarlyStopping() if options.early_stopping and not options.enumerates else None,
         expected_gain=inner.expected_gain,
         **limits,
     )
 
 
-def _inner(task: Task, space: SearchSpace, seed: int, budget: int) -> Inner:
+def _inner(task: Task, space: SearchSpace, seed: int, budget: int, known: Experience) -> Inner:
     options = task.optimization
     sampler = sampler_of(task).name
+    if known != NOTHING:
+        _require_teachable(options, sampler, known)
     if options.enumerates or not encode(space, integers=optuna_integers).codes:
         plain = Encoding(tuple(space.domains), dict.fromkeys(space.domains, _AS_IT_IS), {})
         return Inner(GridSearcher(space, seed), plain)
     if options.strategy == "hierarchical":
         return _staged(options, space, sampler, seed, budget)
-    first: list[Config] = []
+    ranked = sorted(known.data, key=lambda each: each[1])
+    first = [config for config, _ in ranked[:MEASURED_AGAIN]]
     if options.strategy == "hybrid":
-        first = space.coarse(max(2, round(COARSE_SHARE * budget)), seed)
-    return _modelled(options, space, sampler, seed, first)
+        first += space.coarse(max(2, round(COARSE_SHARE * budget)), seed)
+    inner = _modelled(options, space, sampler, seed, first, known.priors)
+    if known.data:
+        assert isinstance(inner.searcher, OptunaSearch)
+        for config, loss in ranked:
+            inner.searcher.add_evaluated_point(inner.encoding.encode(config), loss)
+    return inner
+
+
+def _require_teachable(options: Optimization, sampler: str, known: Experience) -> None:
+    if options.strategy not in ("bayesian", "hybrid") or sampler not in ("gp", "tpe"):
+        raise UsageError(
+            "--warm-start and --prior need the strategy bayesian or hybrid and the sampler auto, gp or tpe; "
+            f"the task has {options.strategy} and {sampler}"
+        )
+    if known.priors and sampler != "gp":
+        raise UsageError(
+            f"only the sampler gp can use a prior (--prior, or a study of other conditions), not {sampler}"
+        )
 
 
 def _modelled(
-    options: Optimization, space: SearchSpace, sampler: str, seed: int, first: Sequence[Config] = ()
+    options: Optimization,
+    space: SearchSpace,
+    sampler: str,
+    seed: int,
+    first: Sequence[Config] = (),
+    priors: Sequence[Known] = (),
 ) -> Inner:
     """A sampler behind Ray's adapter; `first` are the configurations that it starts with."""
     integers = hyperopt_integers if sampler == "hyperopt" else optuna_integers
@@ -125,7 +162,7 @@ def _modelled(
     elif sampler == "gp":
         named = "n_initial_random" in options.model_fields_set
         initial = options.n_initial_random if named else GP_INITIAL
-        process = GpSampler(space, encoding, distributions, n_initial=initial, seed=seed)
+        process = GpSampler(space, encoding, distributions, n_initial=initial, seed=seed, priors=priors)
         drawn, gain = process, lambda: process.expected_gain
     else:
         drawn = TPESampler(n_startup_trials=options.n_initial_random, seed=seed)

@@ -67,7 +67,7 @@ class Convergence(Section):
 
     patience: int | None = Field(None, ge=1, description="Trials in a row without a better one.")
     least_gain: float | None = Field(
-        0.005,
+        0.001,
         gt=0,
         lt=1,
         allow_inf_nan=False,
@@ -107,7 +107,7 @@ class Optimization(Section):
     convergence: Convergence = Field(
         Convergence(), validate_default=True, description="When a search ends before its last trial."
     )
-    early_stopping: bool = Field(True, description="Stop trials that are clearly losing.")
+    early_stopping: bool = Field(True, description="Stop trials that are clearly losing (not of a grid).")
     max_time: Seconds | None = Field(None, description="Seconds for the whole study, the repeats included.")
     max_gpu_hours: float | None = Field(
         None, gt=0, le=1e6, allow_inf_nan=False, description="GPU hours for the whole study."
