@@ -308,7 +308,12 @@ def _show_report(console: Console, found: StudyResults, store: ResultStore) -> N
     from tuner.report import html, terminal
 
     launch = _launch_text(found)
-    console.print(terminal(found, launch))
+    if console.is_terminal:
+        console.print(terminal(found, launch))
+    else:  # a file or another program: without the blanks that fill a terminal's lines
+        with console.capture() as shown:
+            console.print(terminal(found, launch))
+        click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
     page = store.write_file("report.html", html(found, launch).encode())
     console.print(f"\nReport   {page}", soft_wrap=True, highlight=False)
 

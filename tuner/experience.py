@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from tuner.analysis import objective_of
 from tuner.engines import gpus
 from tuner.engines.base import Engine
 from tuner.engines.simulator.predict import predict
@@ -63,7 +64,7 @@ def experience(
 
 def _known(task: Task, results: StudyResults) -> Known:
     study = results.about["study"]
-    theirs = (results.about["task"].get("optimization") or {}).get("objective", "minimize_latency")
+    theirs = objective_of(results).name
     if theirs != task.objective.name:
         raise UsageError(
             f"--warm-start: study {study} was of {theirs}, this task is of {task.objective.name}"

@@ -55,6 +55,8 @@ def trial_text(row: dict[str, Any]) -> str:
     where = f"trial {row['trial']}: {config_text(json.loads(row['config']))}"
     if row["failure_cause"]:
         return f"{row['failure_cause']}  {where}"
+    if row["stopped_early"]:
+        return f"stopped, losing  {where}"
     missed = "  (SLO missed)" if row["slo_met"] is False else ""
     return f"{_objective(row)}{missed}  {where}"
 

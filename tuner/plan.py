@@ -73,6 +73,8 @@ def sampler_of(task: Task) -> Sampler:
         return Sampler("random", "the strategy is random")
     if options.sampler != "auto":
         return Sampler(options.sampler, "the task asks for it")
+    if len(options.objectives) > 1:
+        return Sampler("tpe", "it searches for a Pareto front, a Gaussian process here for one objective")
     if options.max_iterations > MOST_FOR_GP:
         return Sampler("tpe", f"a Gaussian process grows slow beyond {MOST_FOR_GP} trials")
     return Sampler("gp", "it needs about half of TPE's trials on measured surfaces")

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
 from tuner.engines.base import Engine
-from tuner.evaluate import Report, Step, failed_score
+from tuner.evaluate import Report, Step, scores
 from tuner.failures import Cause, Failure, Stage
 from tuner.report.words import config_text
 from tuner.results import ResultStore
@@ -75,7 +75,7 @@ class Recorder(tune.Callback):
 
     def refused(self, suggestion: Suggestion, failure: Failure) -> float:
         """Records a configuration that the engine would never start; returns its loss."""
-        score = failed_score(self._task, [], failure)
+        score, *others = scores(self._task, [], failure)
         levels = len(self._task.levels(0))
         info = TrialInfo(
             number=suggestion.number,
@@ -87,7 +87,7 @@ class Recorder(tune.Callback):
             node="",
             log_path="",
         )
-        self._record(info, Report(levels, 0, score, done=True, failure=failure), [])
+        self._record(info, Report(levels, 0, score, done=True, others=tuple(others), failure=failure), [])
         return score.loss
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -138,7 +138,7 @@ class Recorder(tune.Callback):
             evidence=_COLOUR.sub("", str(error))[-4000:],
             progress=len(steps) / levels,
         )
-        score = failed_score(self._task, [step.metrics for step in steps], failure)
+        score, *others = scores(self._task, [step.metrics for step in steps], failure)
         config = trial.config
         began = trial.run_metadata.start_time or time.time()
         self._record(
@@ -152,7 +152,7 @@ class Recorder(tune.Callback):
                 node=this_node(),
                 log_path="",
             ),
-            Report(levels, len(steps), score, done=True, failure=failure),
+            Report(levels, len(steps), score, done=True, others=tuple(others), failure=failure),
             steps,
             running=self._running(trials, ended=trial),
         )

@@ -59,6 +59,7 @@ TRIALS = _schema(
     ("objective", _F64),
     ("score", _F64),
     ("loss", _F64),
+    ("objectives", _TEXT),
     ("slo_met", _BOOL),
     ("slo_hard_failed", _BOOL),
     ("slo_worst", _TEXT),
@@ -120,7 +121,12 @@ REQUESTS = _schema(
 TABLES = {"requests": REQUESTS, "steps": STEPS, "trials": TRIALS}  # in the order of writing
 
 
-_JSON_COLUMNS = (("trials", "config"), ("trials", "effective_args"), ("steps", "errors"))
+_JSON_COLUMNS = (
+    ("trials", "config"),
+    ("trials", "effective_args"),
+    ("trials", "objectives"),
+    ("steps", "errors"),
+)
 
 
 def _decoded(text: Any) -> dict[str, Any]:

@@ -133,11 +133,16 @@ class Float:
         return self.snap(_between(self.low, self.high, share, log=self.log))
 
     def snap(self, value: float) -> float:
-        """The member nearest to `value`."""
+        """The member nearest to `value`; of a continuous range, one of about a thousand of few digits."""
         inside = min(max(float(value), self.low), self.high)
         if self.step is None:
-            return inside
+            return min(max(self._readable(inside), self.low), self.high)
         return self._at(min(round((inside - self.low) / self.step), self.steps))
+
+    def _readable(self, value: float) -> float:
+        """`value` to four significant digits of the range, or of itself on a logarithmic one."""
+        size = abs(value) if self.log else self.high - self.low
+        return round(value, 3 - math.floor(math.log10(size))) if size > 0 else value
 
     def _at(self, k: int) -> float:
         assert self.step is not None

@@ -75,10 +75,21 @@ def _ended(trials: pd.DataFrame, *wanted: Status) -> pd.DataFrame:
     return trials[np.array([status(trial) in wanted for trial in rows(trials)], dtype=bool)]
 
 
-def objective_of(results: StudyResults) -> Objective:
-    """The study's objective."""
+def objectives_of(results: StudyResults) -> list[Objective]:
+    """The study's objectives, the first being the one that gains are told in."""
     optimization = results.about["task"].get("optimization") or {}
-    return OBJECTIVES[optimization.get("objective", "minimize_latency")]
+    named = optimization.get("objective", "minimize_latency")
+    return [OBJECTIVES[name] for name in ([named] if isinstance(named, str) else named)]
+
+
+def objective_of(results: StudyResults) -> Objective:
+    """The study's objective; of several, the first."""
+    return objectives_of(results)[0]
+
+
+def losses_of(trial: Trial) -> list[float]:
+    """A trial's losses, one for each of several objectives."""
+    return [float(each["loss"]) for each in trial["objectives"].values()] or [float(trial["loss"])]
 
 
 def slo_terms(results: StudyResults) -> tuple[SloTerm, ...]:

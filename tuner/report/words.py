@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,26 @@ def _elapsed(trials: pd.DataFrame) -> str:
     return f" in {duration((ends.max() - trials['started_at'].min()).total_seconds())}"
 
 
+def front_heads(objectives: Sequence[Objective]) -> list[str]:
+    """A heading for each objective, with its unit: `ttft (ms)`."""
+    return [f"{_short(objective)} ({display_unit(objective).name})" for objective in objectives]
+
+
+def front_cells(trial: Trial, objectives: Sequence[Objective]) -> list[str]:
+    """A trial's value of each objective."""
+    values = trial["objectives"]
+    return [display_unit(each).number(float(values[each.name]["objective"])) for each in objectives]
+
+
+def display_unit(objective: Objective) -> Unit:
+    """How an objective's values are shown where several stand side by side."""
+    return Unit("ms", 1e3) if objective.unit == "s" else Unit(objective.unit, 1.0)
+
+
+def _short(objective: Objective) -> str:
+    return objective.name.removeprefix("minimize_").removeprefix("maximize_").replace("_", " ")
+
+
 def headline(answer: Summary) -> str:
     """`Best: trial 17`."""
     if answer.best is None:
@@ -209,6 +229,6 @@ def copyable(launch: str) -> str:
 
 def score_label(answer: Summary, unit: Unit) -> str:
     """The score axis: `penalised mean ttft (ms)`; without SLOs there is no penalty."""
-    name = answer.objective.name.removeprefix("minimize_").removeprefix("maximize_").replace("_", " ")
+    name = _short(answer.objective)
     mean = "" if answer.objective.maximise else "mean "
     return f"{'penalised ' if answer.slo is not None else ''}{mean}{name} ({unit.name})"

@@ -1,7 +1,16 @@
 """Which configuration is tried next: the study's searcher (`searcher`), and the strategies behind it."""
 
 from tuner.search.scheduler import LosingTrials
-from tuner.search.searcher import ELAPSED, METRIC, MODE, SHARE, Config, StudySearcher, Suggestion
+from tuner.search.searcher import (
+    ELAPSED,
+    METRIC,
+    MODE,
+    SHARE,
+    Config,
+    StudySearcher,
+    Suggestion,
+    metric_names,
+)
 from tuner.search.strategies import make_searcher
 
 __all__ = [
@@ -14,4 +23,5 @@ __all__ = [
     "StudySearcher",
     "Suggestion",
     "make_searcher",
+    "metric_names",
 ]

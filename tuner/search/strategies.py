@@ -18,7 +18,7 @@ from tuner.experience import NOTHING, Experience, Known
 from tuner.plan import FINALISTS, planned_trials, sampler_of
 from tuner.search.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.search.gp_sampler import GpSampler
-from tuner.search.searcher import METRIC, MODE, Config, StudySearcher
+from tuner.search.searcher import METRIC, MODE, Config, StudySearcher, metric_names
 from tuner.search.staged import Stage, StagedSearcher, stages_of, trials_of
 from tuner.space import SearchSpace
 from tuner.stopping import EarlyStopping, SearchEnd
@@ -77,6 +77,8 @@ def make_searcher(
     budget = planned_trials(task)
     inner = _inner(task, space, seed, budget, known)
     repeats = options.confirm * (FINALISTS + options.baseline)
+    one = len(task.objectives) == 1  # a trial that loses in one objective may win in another
+    stops = options.early_stopping and not options.enumerates and one
     return StudySearcher(
         inner.searcher,
         inner.encoding,
@@ -92,7 +94,8 @@ def make_searcher(
             max_gpu_hours=options.max_gpu_hours,
             repeats=repeats,
         ),
-        stopping=EarlyStopping() if options.early_stopping and not options.enumerates else None,
+        stopping=EarlyStopping() if stops else None,
+        metrics=metric_names(len(task.objectives)),
         expected_gain=inner.expected_gain,
         **limits,
     )
@@ -126,6 +129,8 @@ def _require_teachable(options: Optimization, sampler: str, known: Experience) -
             "--warm-start and --prior need the strategy bayesian or hybrid and the sampler auto, gp or tpe; "
             f"the task has {options.strategy} and {sampler}"
         )
+    if len(options.objectives) > 1:
+        raise UsageError("--warm-start and --prior need a task of one objective")
     if known.priors and sampler != "gp":
         raise UsageError(
             f"only the sampler gp can use a prior (--prior, or a study of other conditions), not {sampler}"
@@ -167,7 +172,15 @@ def _modelled(
     else:
         drawn = TPESampler(n_startup_trials=options.n_initial_random, seed=seed)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    searcher = OptunaSearch(distributions, metric=METRIC, mode=MODE, sampler=drawn, points_to_evaluate=points)
+    metrics = list(metric_names(len(options.objectives)))
+    several = len(metrics) > 1
+    searcher = OptunaSearch(
+        distributions,
+        metric=metrics if several else METRIC,
+        mode=[MODE] * len(metrics) if several else MODE,
+        sampler=drawn,
+        points_to_evaluate=points,
+    )
     return Inner(searcher, encoding, gain)
 
 

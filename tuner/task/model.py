@@ -62,6 +62,26 @@ class EngineOptions(Section):
     hang_timeout: Seconds = Field(60.0, description="Seconds under load without any token.")
 
 
+ObjectiveName = Literal[
+    "minimize_latency",
+    "minimize_ttft",
+    "minimize_tpot",
+    "maximize_throughput",
+    "maximize_output_throughput",
+]
+
+
+def _objective_kind(value: Any) -> str:
+    return "<list>" if isinstance(value, list | tuple) else "<name>"
+
+
+_Objectives = Annotated[
+    Annotated[ObjectiveName, Tag("<name>")]
+    | Annotated[list[ObjectiveName], Field(min_length=1, max_length=4), Tag("<list>")],
+    Discriminator(_objective_kind),
+]
+
+
 class Convergence(Section):
     """When a search is over before its last trial."""
 
@@ -93,13 +113,9 @@ class Optimization(Section):
         description="Of the hierarchical strategy: the groups of parameters; default: the sizes that take "
         "GPUs, then the others two by two.",
     )
-    objective: Literal[
-        "minimize_latency",
-        "minimize_ttft",
-        "minimize_tpot",
-        "maximize_throughput",
-        "maximize_output_throughput",
-    ] = "minimize_latency"
+    objective: _Objectives = Field(
+        "minimize_latency", description="What is optimised; a list asks for the Pareto front of several."
+    )
     max_iterations: int = Field(
         100, ge=1, le=100_000, description="Trials of the search, the baseline included."
     )
@@ -118,6 +134,11 @@ class Optimization(Section):
     confirm: int = Field(
         2, ge=0, le=20, description="Times that the best two and the baseline are measured again at the end."
     )
+
+    @property
+    def objectives(self) -> list[ObjectiveName]:
+        """The names of all objectives, the first being the one that gains are told in."""
+        return self.objective if isinstance(self.objective, list) else [self.objective]
 
     @property
     def enumerates(self) -> bool:
@@ -265,7 +286,12 @@ class Task(Section):
     @property
     def objective(self) -> scoring.Objective:
         """What is optimised."""
-        return scoring.OBJECTIVES[self.optimization.objective]
+        return self.objectives[0]
+
+    @property
+    def objectives(self) -> tuple[scoring.Objective, ...]:
+        """All that is optimised; more than one where the Pareto front is asked for."""
+        return tuple(scoring.OBJECTIVES[name] for name in self.optimization.objectives)
 
     @property
     def slo_terms(self) -> scoring.Slo:
@@ -321,11 +347,25 @@ class Task(Section):
             for path, value in self._values_of(flag):
                 if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS:
                     found.append((path, f"must be an integer from 1 to {_MOST_GPUS}, got {shown(value)}"))
-        found += self._stage_problems()
+        found += self._stage_problems() + self._front_problems()
         if self.optimization.enumerates and not self.space.enumerable():
             found.append(("optimization.strategy", "grid_search needs a step on every continuous parameter"))
         elif self.constraints and self.space.size <= 10**6 and next(self.space.grid(), None) is None:
             found.append(("constraints", "leave no configuration at all"))
+        return found
+
+    def _front_problems(self) -> list[tuple[str, str]]:
+        """What several objectives at once do not go with."""
+        options, found = self.optimization, []
+        if len(set(options.objectives)) < len(options.objectives):
+            found.append(("optimization.objective", "names one twice"))
+        if len(options.objectives) > 1:
+            if options.sampler in ("gp", "hyperopt"):
+                found.append(
+                    ("optimization.sampler", f"{options.sampler} has one objective; use auto or tpe")
+                )
+            if options.strategy == "hierarchical":
+                found.append(("optimization.strategy", "hierarchical has one objective; use bayesian"))
         return found
 
     def _stage_problems(self) -> list[tuple[str, str]]:
