@@ -21,7 +21,7 @@ LAYERS = {
     "base": "errors registry",
     "domain": "task space workload vocabulary metrics objective failures plan analysis",
     "adapters": "engines load results report export",
-    "compose": "evaluate rows check",
+    "compose": "evaluate rows bench check",
     "ray": "search cluster trial recorder study",
     "surfaces": "cli live jobs",
 }

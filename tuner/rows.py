@@ -20,7 +20,7 @@ class TrialInfo:
     """What identifies a trial and where it ran."""
 
     number: int
-    kind: str  # "baseline", "search" or "confirm"
+    kind: str  # "baseline", "search", "confirm" or "bench"
     config: Config
     gpu_ids: Sequence[str]
     started_at: datetime

@@ -104,6 +104,11 @@ def against_default(flag: str, value: Any, baseline: Trial | None) -> str:
     return ""
 
 
+def level_text(row: Mapping[str, Any]) -> str:
+    """`D(100,100) at 8`: a load level by its row of `steps`."""
+    return f"{row['scenario']} at {row['concurrency']}"
+
+
 def engine_text(name: str, version: str | None) -> str:
     """`sglang 0.5.23`; a version that says the name itself is enough."""
     return str(version) if version and version.startswith(name) else f"{name} {version or ''}".strip()
@@ -191,6 +196,14 @@ def slo_sentence(answer: Summary) -> str:
         worst = answer.best["slo_worst"], float(answer.best["slo_worst_violation"])
         return f"the best configuration misses {worst[0]} by {percent(worst[1])}; {met}"
     return f"never met; nearest is trial {slo.nearest}: {violation_text(slo)}"
+
+
+def promises_text(trial: Trial) -> str:
+    """`all kept` or `broken: ttft p95 by 12 %`, of one trial."""
+    if is_true(trial["slo_met"]):
+        return "all kept"
+    violation = float(trial["slo_worst_violation"])
+    return f"broken: {trial['slo_worst']} by {percent(violation)} at its worst load level"
 
 
 def violation_text(slo: SloStatus) -> str:

@@ -1,0 +1,38 @@
+"""What a load level showed, as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tuner.report import words
+from tuner.results import LATENCIES, STATISTICS
+
+_NAMES = {"latency": "e2e", "ttft": "TTFT", "tpot": "TPOT"}
+
+
+def level_table(row: Mapping[str, Any]) -> RenderableType:
+    """A row of `steps`: latencies by statistic, in milliseconds, and the rates beneath."""
+    sent = row["requests_ok"] + row["requests_failed"]
+    title = Text.assemble((words.level_text(row), "bold"), f": {sent} requests in {row['duration_s']:.1f} s")
+    if row["requests_failed"]:
+        title.append(f", {row['requests_failed']} failed", style="red")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("ms", style="dim")
+    for statistic in STATISTICS:
+        table.add_column(statistic, justify="right")
+    for name in LATENCIES:
+        values = [row[f"{name}_{statistic}_s"] for statistic in STATISTICS]
+        if not pd.isna(values[0]):
+            table.add_row(_NAMES[name], *(words.digits(1e3 * value) for value in values))
+    rates = (
+        f"{words.digits(row['output_tok_s'])} output tok/s, {words.digits(row['total_tok_s'])} tok/s with "
+        f"input, {words.digits(row['requests_per_s'])} requests/s"
+    )
+    return Group(title, Padding(table, (0, 0, 0, 2)), Padding(Text(rates), (0, 0, 1, 2)))
