@@ -180,7 +180,7 @@ def test_the_table_for_people_comes_back_in_the_report(
     assert "served at" in shown and str(default_root()) in shown
     assert tuner("report") == 0
     again = capsys.readouterr().out
-    for text in ("D(7,5) at 1", "D(7,5) at 2", "p99", "TTFT", "TPOT", "e2e", "output tok/s"):
+    for text in ("D(7,5), 1 at a time", "D(7,5), 2 at a time", "p99", "TTFT", "TPOT", "e2e", "output tok/s"):
         assert text in shown and text in again
     assert tuner("export") == 2
 

@@ -24,7 +24,7 @@ from contracts.scripted_server import (
     streaming,
 )
 
-from tuner.load import LOAD_GENERATORS, client
+from tuner.load import LOAD_GENERATORS, client, phase
 from tuner.load.base import LoadGenerator, LoadResult, Target
 from tuner.load.client import NativeClient
 from tuner.load.http import Address
@@ -223,7 +223,7 @@ def test_lag_of_the_client_is_seen() -> None:
 
 
 def test_many_answers_are_read_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "UNREAD_BYTES", 1)
+    monkeypatch.setattr(phase, "UNREAD_BYTES", 1)
     with ScriptedServer(streaming()) as server:
         result = put(server.url, level(max_requests=9))
     assert [r.error for r in result.records] == [None] * 9

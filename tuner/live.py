@@ -80,7 +80,7 @@ def report_line(report: Report) -> str:
         return f"failed ({failure.stage}): {failure.cause}: {failure.detail}\n{failure.evidence}".rstrip()
     assert report.step is not None
     metrics, level = report.step.metrics, report.step.level
-    parts = [f"{level.scenario} at {level.concurrency}:"]
+    parts = [f"{level}:"]
     for name in ("latency", "ttft", "tpot"):
         values = getattr(metrics, name)
         if values is not None:

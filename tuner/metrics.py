@@ -32,6 +32,8 @@ class RequestRecord:
 
     `sent_s` counts from the start of the measured window. `ttft_s` and `e2e_s` count from the moment
     at which the request was sent (None for what never came). Token counts are the server's `usage`.
+    In an open loop `sent_s` is when the request was *due*, so that a stalled server or client cannot hide
+    behind requests that were not sent; `late_s` is how long after that it was sent.
     """
 
     sent_s: float
@@ -41,6 +43,7 @@ class RequestRecord:
     output_tokens: int
     error: RequestError | None = None
     status: int | None = None
+    late_s: float | None = None
 
     @property
     def tpot_s(self) -> float | None:
@@ -72,7 +75,10 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What one load level showed. Latencies are of the requests that succeeded."""
+    """What one load level showed. Latencies are of the requests that succeeded.
+
+    `late` is by how much requests were sent after they were due; None in a closed loop.
+    """
 
     latency: Distribution | None
     ttft: Distribution | None
@@ -84,6 +90,7 @@ class Metrics:
     input_tok_s: float = 0.0
     output_tok_s: float = 0.0
     gpus: int = 1
+    late: Distribution | None = None
 
     @property
     def total_tok_s(self) -> float:
@@ -126,6 +133,7 @@ def summarise(records: Iterable[RequestRecord], *, window_s: float, gpus: int) -
         input_tok_s=input_tokens / window_s if window_s > 0 else 0.0,
         output_tok_s=output_tokens / window_s if window_s > 0 else 0.0,
         gpus=gpus,
+        late=Distribution.of([r.late_s for r in everything if r.late_s is not None]),
     )
 
 

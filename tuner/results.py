@@ -87,6 +87,7 @@ STEPS = _schema(
     ("step", _I32),
     ("scenario", _TEXT),
     ("concurrency", _I32),
+    ("request_rate", _F64),
     ("duration_s", _F64),
     ("requests_ok", _I32),
     ("requests_failed", _I32),
@@ -100,6 +101,8 @@ STEPS = _schema(
     ("requests_per_s", _F64),
     ("success_rate", _F64),
     ("client_lag_s", _F64),
+    ("late_p99_s", _F64),
+    ("requests_held", _I32),
 )
 
 REQUESTS = _schema(
@@ -115,6 +118,7 @@ REQUESTS = _schema(
     ("output_tokens", _I64),
     ("error", _TEXT),
     ("http_status", _I32),
+    ("late_s", _F64),
 )
 
 TABLES = {"requests": REQUESTS, "steps": STEPS, "trials": TRIALS}  # in the order of writing

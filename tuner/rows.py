@@ -98,10 +98,11 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
 
 def step_row(step: Step) -> dict[str, Any]:
     """Columns of `steps` without study, trial and step."""
-    metrics = step.metrics
+    metrics, closed = step.metrics, step.level.request_rate is None
     row: dict[str, Any] = {
         "scenario": str(step.level.scenario),
-        "concurrency": step.level.concurrency,
+        "concurrency": step.level.concurrency if closed else None,
+        "request_rate": step.level.request_rate,
         "duration_s": metrics.duration_s,
         "requests_ok": metrics.requests_ok,
         "requests_failed": metrics.requests_failed,
@@ -114,6 +115,8 @@ def step_row(step: Step) -> dict[str, Any]:
         "requests_per_s": metrics.requests_per_s,
         "success_rate": metrics.success_rate,
         "client_lag_s": step.load.client_lag_s,
+        "late_p99_s": None if metrics.late is None else metrics.late.p99,
+        "requests_held": None if closed else step.load.held,
     }
     for latency in LATENCIES:
         distribution = getattr(metrics, latency)
@@ -136,6 +139,7 @@ def request_rows(step: Step) -> list[dict[str, Any]]:
             "output_tokens": request.output_tokens,
             "error": None if request.error is None else str(request.error),
             "http_status": request.status,
+            "late_s": request.late_s,
         }
         for number, request in enumerate(step.load.records)
     ]

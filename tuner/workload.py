@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import Literal, Protocol, overload
 
 import numpy as np
 
@@ -177,9 +177,16 @@ def _clamp(tokens: int, least: int) -> int:
     return min(max(tokens, least), MAX_TOKENS)
 
 
+Arrivals = Literal["poisson", "constant"]
+
+
 @dataclass(frozen=True)
 class LoadLevel:
-    """One step of a trial: a scenario at a concurrency, bounded by requests and by time."""
+    """One step of a trial: a scenario at a concurrency or at a rate, bounded by requests and by time.
+
+    With a `request_rate` (requests/s) the loop is open: requests are due by `arrivals`, whatever became of
+    those before, and `concurrency` is only the most that may be open at once.
+    """
 
     scenario: Scenario
     concurrency: int
@@ -187,6 +194,37 @@ class LoadLevel:
     max_time_s: float
     warmup_requests: int
     seed: int
+    request_rate: float | None = None
+    arrivals: Arrivals = "poisson"
+
+    @property
+    def load(self) -> str:
+        """The load alone: `8` at a time, or `2.5/s`."""
+        return str(self.concurrency) if self.request_rate is None else f"{self.request_rate:g}/s"
+
+    @property
+    def random_key(self) -> tuple[int, ...]:
+        """What all random numbers of the level start from: seed, scenario, and concurrency or rate."""
+        load = self.concurrency if self.request_rate is None else zlib.crc32(self.load.encode())
+        return self.seed % 2**64, zlib.crc32(str(self.scenario).encode()), load
+
+    def __str__(self) -> str:
+        """`D(100,100) at 8`, `D(100,100) at 2.5/s`."""
+        return f"{self.scenario} at {self.load}"
+
+
+def arrivals(level: LoadLevel) -> Iterator[float]:
+    """Seconds from the first request to each, without end: equal gaps, or exponential ones (Poisson).
+
+    The level's warm-up requests come first. The same for the same seed; ValueError for a closed loop.
+    """
+    if level.request_rate is None:
+        raise ValueError("a closed loop has no arrivals")
+    due_s, rng = 0.0, np.random.default_rng((*level.random_key, zlib.crc32(b"arrivals")))
+    while True:
+        yield due_s
+        gap = 1.0 if level.arrivals == "constant" else float(rng.exponential())
+        due_s += gap / level.request_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +239,7 @@ class Prompt:
 class Prompts(Sequence[Prompt]):
     """The prompts of one level, made when they are asked for: a level of any size costs no memory.
 
-    A prompt depends on the level's seed, scenario and concurrency and on its own index, on nothing else.
+    A prompt depends on the level's seed, scenario and load and on its own index, on nothing else.
     No two begin alike: the first words spell the index, counted from a place that differs by level, so that
     neither prompts nor levels find each other in a prefix cache. (Prompts of one or two words repeat
     after 241 or 58,081 of them: there are no more.)
@@ -209,7 +247,7 @@ class Prompts(Sequence[Prompt]):
 
     def __init__(self, level: LoadLevel) -> None:
         self._level = level
-        self._key = (level.seed % 2**64, zlib.crc32(str(level.scenario).encode()), level.concurrency)
+        self._key = level.random_key
         self._origin = int(np.random.default_rng(self._key).integers(_SPELLED))
 
     def __len__(self) -> int:

@@ -26,9 +26,11 @@ class LoadResult:
 
     `window_s` is the length of the measured window: from the first measured request's sending to the
     moment at which a slot came free and stayed so, because the number or the time was reached (so the
-    concurrency is whole within it). `client_lag_s` is the longest time for which the client itself kept
-    its event loop busy; `aborted` says that the run ended early because `healthy` said no, `stalled` that
-    it did because nothing came back for any request in flight.
+    concurrency is whole within it); in an open loop, to when the next request would have been due.
+    `client_lag_s` is the longest time for which the client itself kept its event loop busy; `aborted` says
+    that the run ended early because `healthy` said no, `stalled` that it did because nothing came back for
+    any request in flight. `held` counts the requests of an open loop that had to wait when they were due,
+    because as many as may be were open.
     """
 
     records: tuple[RequestRecord, ...]
@@ -36,6 +38,7 @@ class LoadResult:
     client_lag_s: float = 0.0
     aborted: bool = False
     stalled: bool = False
+    held: int = 0
 
 
 class LoadGenerator(Protocol):

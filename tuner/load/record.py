@@ -18,21 +18,22 @@ def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
     answer = read_answer(exchange.body)
     error = _error(exchange, answer)
     return RequestRecord(
-        sent_s=exchange.sent_s - started_s,
+        sent_s=exchange.counts_from_s - started_s,
         ttft_s=_seconds_to(answer.first, exchange),
         e2e_s=_seconds_to(answer.last, exchange) if error is None else None,
         input_tokens=answer.input_tokens or 0,
         output_tokens=answer.output_tokens or 0,
         error=error,
         status=exchange.status,
+        late_s=None if exchange.due_s is None else exchange.sent_s - exchange.due_s,
     )
 
 
 def _seconds_to(offset: int | None, exchange: Exchange) -> float | None:
-    """Seconds from sending to the read with which the body reached `offset`."""
+    """Seconds from sending, or from when it was due, to the read with which the body reached `offset`."""
     if offset is None:
         return None
-    return exchange.stamps[bisect_left(exchange.ends, offset)] - exchange.sent_s
+    return exchange.stamps[bisect_left(exchange.ends, offset)] - exchange.counts_from_s
 
 
 def _error(exchange: Exchange, answer: Answer) -> RequestError | None:

@@ -105,8 +105,15 @@ def against_default(flag: str, value: Any, baseline: Trial | None) -> str:
 
 
 def level_text(row: Mapping[str, Any]) -> str:
-    """`D(100,100) at 8`: a load level by its row of `steps`."""
-    return f"{row['scenario']} at {row['concurrency']}"
+    """`D(100,100), 8 at a time`: a load level by its row of `steps`."""
+    return f"{row['scenario']}, {load_text(row)}"
+
+
+def load_text(row: Mapping[str, Any]) -> str:
+    """`8 at a time` or `2.5 requests/s`: the load alone."""
+    if pd.isna(row["request_rate"]):
+        return f"{row['concurrency']:.0f} at a time"
+    return f"{row['request_rate']:g} requests/s"
 
 
 def engine_text(name: str, version: str | None) -> str:

@@ -7,6 +7,7 @@ give: its `space`, `objective`, `slo_terms` and `levels()`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ from tuner import space as spaces
 from tuner.registry import unknown_engine
 from tuner.task.fields import FlagName, Prose, Seconds, Section, Text, Value, VariableName, refuse, shown
 from tuner.task.parameters import CategoricalSpec, ConstraintSpec, IntegerSpec, Parameter
-from tuner.workload import LoadLevel, parse_scenario
+from tuner.workload import Arrivals, LoadLevel, parse_scenario
 
 DEFAULT_MODEL = "llama-3.2-1b-instruct"  # only where the simulator serves it
 # The documents' own space, for a task that names no parameters.
@@ -175,19 +176,42 @@ class Benchmark(Section):
         ["D(100,100)"], min_length=1, max_length=1000
     )
     num_concurrency: list[Annotated[int, Field(ge=1, le=4096)]] = Field([4, 8], min_length=1, max_length=1000)
+    request_rate: list[Annotated[float, Field(gt=0, le=10_000)]] | None = Field(
+        None, min_length=1, max_length=1000, description="Requests per second, in place of num_concurrency."
+    )
+    arrivals: Arrivals = Field("poisson", description="Of a request_rate: gaps at random, or all the same.")
+    max_concurrency: int = Field(
+        1024, ge=1, le=65_536, description="Requests of a request_rate that may be open at once."
+    )
     max_time_per_iteration: Seconds = Field(30.0, description="Seconds of sending in one load level.")
     max_requests_per_iteration: int = Field(
         100, ge=1, le=1_000_000, description="Requests of one load level."
     )
     warmup_requests: int | None = Field(
         None, ge=0, le=10_000, description="Requests before each load level, out of the figures; "
-        "default: as many as the level's concurrency."
+        "default: as many as the level's concurrency, or a tenth of the requests of a request_rate."
     )  # fmt: skip
     keep_cache: bool = Field(False, description="Keep cached prefixes from one load level to the next.")
     max_error_rate: float = Field(0.05, ge=0, lt=1, description="A load level with more has failed.")
     additional_params: Annotated[dict[str, Any], AfterValidator(_body_params)] = Field(
         {}, description="Sent with every request."
     )
+
+    def loads(self) -> list[tuple[int, float | None, int]]:
+        """(most requests at once, rate, usual warm-up requests) of each load, in the file's order."""
+        if self.request_rate is None:
+            return [(concurrency, None, concurrency) for concurrency in self.num_concurrency]
+        warmup = math.ceil(self.max_requests_per_iteration / 10)
+        return [(self.max_concurrency, float(rate), warmup) for rate in self.request_rate]
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(key, message) of keys that do not go together."""
+        given = self.model_fields_set
+        if self.request_rate is None:
+            lost = sorted(given & {"arrivals", "max_concurrency"})
+            return [(key, "is for a request_rate, and there is none") for key in lost]
+        both = "num_concurrency" in given
+        return [("request_rate", "stands in place of num_concurrency; leave one of them out")] if both else []
 
 
 def _engine(name: str) -> str:
@@ -248,7 +272,7 @@ class Task(Section):
         return self.benchmark.model_name or self.model.id_or_path
 
     def levels(self, seed: int) -> tuple[LoadLevel, ...]:
-        """The load levels of one trial: every scenario at every concurrency, in the file's order."""
+        """The load levels of one trial: every scenario at every concurrency or rate, in the file's order."""
         load = self.benchmark
         return tuple(
             LoadLevel(
@@ -256,11 +280,13 @@ class Task(Section):
                 concurrency=concurrency,
                 max_requests=load.max_requests_per_iteration,
                 max_time_s=load.max_time_per_iteration,
-                warmup_requests=concurrency if load.warmup_requests is None else load.warmup_requests,
+                warmup_requests=warmup if load.warmup_requests is None else load.warmup_requests,
                 seed=seed,
+                request_rate=rate,
+                arrivals=load.arrivals,
             )
             for scenario in load.traffic_scenarios
-            for concurrency in load.num_concurrency
+            for concurrency, rate, warmup in load.loads()
         )
 
     def gpu_range(self, gpus: Callable[[Mapping[str, Any]], int]) -> tuple[int, int]:
@@ -275,6 +301,7 @@ class Task(Section):
         found = []
         for path, flags in (("parameters", self.parameters), ("engine.args", self.engine.args)):
             found += [(f"{path}.{flag}", RESERVED[flag]) for flag in flags if flag in RESERVED]
+        found += [(f"benchmark.{key}", message) for key, message in self.benchmark.problems()]
         if self.engine.command and self.engine.python:
             found.append(("engine.command", "names the interpreter as well; leave engine.python out"))
         for flag in sorted(self.engine.args.keys() & self.parameters.keys()):
