@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top. A module may import from its own layer and from those before it.
 LAYERS = {
     "base": "errors registry",
-    "domain": "task space workload vocabulary metrics objective failures plan analysis",
+    "domain": "task space scenarios workload prompts datasets vocabulary metrics objective failures plan "
+    "analysis",
     "adapters": "engines load results report export",
     "compose": "evaluate rows bench check",
     "ray": "search cluster trial recorder study",

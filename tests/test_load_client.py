@@ -29,7 +29,7 @@ from tuner.load.base import LoadGenerator, LoadResult, Target
 from tuner.load.client import NativeClient
 from tuner.load.http import Address
 from tuner.metrics import RequestError, summarise
-from tuner.workload import prompts
+from tuner.prompts import prompts
 
 put = partial(put_on, NativeClient())
 

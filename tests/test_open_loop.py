@@ -15,8 +15,9 @@ from tuner.errors import TaskError
 from tuner.load.base import LoadResult, Target
 from tuner.load.client import NativeClient
 from tuner.metrics import RequestError, summarise
+from tuner.prompts import prompts
 from tuner.task import make_task
-from tuner.workload import LoadLevel, arrivals, prompts
+from tuner.workload import LoadLevel, arrivals
 
 
 def at(rate: float, **changes: Any) -> LoadLevel:

@@ -28,8 +28,9 @@ from tuner.metrics import RequestError, RequestRecord, summarise
 from tuner.objective import score
 from tuner.results import SCHEMA_VERSION, TABLES, ResultStore, data_home, default_root, studies
 from tuner.rows import TrialInfo, record
+from tuner.scenarios import parse_scenario
 from tuner.task import make_task
-from tuner.workload import LoadLevel, parse_scenario
+from tuner.workload import LoadLevel
 
 ROOT = Path(__file__).parents[1]
 

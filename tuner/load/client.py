@@ -19,7 +19,8 @@ from tuner.load.base import LoadResult, Target
 from tuner.load.http import Address, Connection, Exchange, open_connection
 from tuner.load.phase import Phase
 from tuner.metrics import RequestError
-from tuner.workload import LoadLevel, arrivals, prompts
+from tuner.prompts import prompts
+from tuner.workload import LoadLevel, arrivals
 
 PREPARED_BYTES = 64 * 2**20  # of requests made before the window; those beyond are made when they are sent
 PREPARED_REQUESTS = 10_000  # for the same reason: making one takes some 20 µs

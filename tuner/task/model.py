@@ -16,10 +16,13 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tuner import objective as scoring
 from tuner import space as spaces
+from tuner.datasets import read_dataset
 from tuner.registry import unknown_engine
+from tuner.scenarios import parse_scenario
 from tuner.task.fields import FlagName, Prose, Seconds, Section, Text, Value, VariableName, refuse, shown
 from tuner.task.parameters import CategoricalSpec, ConstraintSpec, IntegerSpec, Parameter
-from tuner.workload import Arrivals, LoadLevel, parse_scenario
+from tuner.vocabulary import vocabulary_of
+from tuner.workload import Arrivals, LoadLevel
 
 DEFAULT_MODEL = "llama-3.2-1b-instruct"  # only where the simulator serves it
 # The documents' own space, for a task that names no parameters.
@@ -171,9 +174,16 @@ class Benchmark(Section):
     task: Literal["text-to-text"] = "text-to-text"
     tool: Literal["native"] = Field("native", description="The load generator.")
     model_name: Text | None = Field(None, description="Name under which the model is served and asked for.")
-    model_tokenizer: Text | None = Field(None, description="Recorded; tokens are counted by the server.")
+    model_tokenizer: Text | None = Field(
+        None,
+        description="A folder with the model's tokenizer.json, for prompts of exact lengths; "
+        "default: model.id_or_path.",
+    )
     traffic_scenarios: list[Annotated[str, AfterValidator(_scenario)]] = Field(
         ["D(100,100)"], min_length=1, max_length=1000
+    )
+    dataset: Text | None = Field(
+        None, min_length=1, description="File of the scenario `dataset`: JSON lines, or ShareGPT's format."
     )
     num_concurrency: list[Annotated[int, Field(ge=1, le=4096)]] = Field([4, 8], min_length=1, max_length=1000)
     request_rate: list[Annotated[float, Field(gt=0, le=10_000)]] | None = Field(
@@ -206,12 +216,20 @@ class Benchmark(Section):
 
     def problems(self) -> list[tuple[str, str]]:
         """(key, message) of keys that do not go together."""
-        given = self.model_fields_set
+        given, found = self.model_fields_set, []
         if self.request_rate is None:
             lost = sorted(given & {"arrivals", "max_concurrency"})
-            return [(key, "is for a request_rate, and there is none") for key in lost]
-        both = "num_concurrency" in given
-        return [("request_rate", "stands in place of num_concurrency; leave one of them out")] if both else []
+            found += [(key, "is for a request_rate, and there is none") for key in lost]
+        elif "num_concurrency" in given:
+            found.append(("request_rate", "stands in place of num_concurrency; leave one of them out"))
+        if ("dataset" in self.traffic_scenarios) != (self.dataset is not None):
+            found.append(("dataset", "goes with the scenario `dataset` in traffic_scenarios; give both"))
+        elif self.dataset is not None:
+            try:
+                read_dataset(self.dataset)
+            except ValueError as error:
+                found.append(("dataset", f"{self.dataset}: {error}"))
+        return found
 
 
 def _engine(name: str) -> str:
@@ -284,6 +302,8 @@ class Task(Section):
                 seed=seed,
                 request_rate=rate,
                 arrivals=load.arrivals,
+                dataset=load.dataset or "",
+                vocabulary=vocabulary_of(load.model_tokenizer or self.model.id_or_path),
             )
             for scenario in load.traffic_scenarios
             for concurrency, rate, warmup in load.loads()
