@@ -165,7 +165,8 @@ def test_the_document_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture
     for level in document["levels"]:
         for latency in ("ttft_s", "tpot_s", "e2e_s"):
             assert level[latency].keys() >= STATISTICS
-            assert all(value > 0 for value in level[latency].values())
+            assert all(level[latency][name] > 0 for name in STATISTICS)
+            assert level[latency]["ci95"] is None  # of 6 requests
         assert level["ttft_s"]["mean"] < level["e2e_s"]["mean"]
         assert (level["requests_ok"], level["success_rate"], level["errors"]) == (6, 1.0, {})
         assert level["output_tok_s"] > 0
@@ -180,7 +181,16 @@ def test_the_table_for_people_comes_back_in_the_report(
     assert "served at" in shown and str(default_root()) in shown
     assert tuner("report") == 0
     again = capsys.readouterr().out
-    for text in ("D(7,5), 1 at a time", "D(7,5), 2 at a time", "p99", "TTFT", "TPOT", "e2e", "output tok/s"):
+    for text in (
+        "D(7,5), 1 at a time",
+        "D(7,5), 2 at a time",
+        "p99",
+        "TTFT",
+        "TPOT",
+        "ITL",
+        "e2e",
+        "output tok/s",
+    ):
         assert text in shown and text in again
     assert tuner("export") == 2
 

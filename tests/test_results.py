@@ -26,7 +26,16 @@ from tuner.failures import Cause, Failure, Stage
 from tuner.load.base import LoadResult
 from tuner.metrics import RequestError, RequestRecord, summarise
 from tuner.objective import score
-from tuner.results import SCHEMA_VERSION, TABLES, ResultStore, data_home, default_root, studies
+from tuner.results import (
+    LATENCIES,
+    SCHEMA_VERSION,
+    STATISTICS,
+    TABLES,
+    ResultStore,
+    data_home,
+    default_root,
+    studies,
+)
 from tuner.rows import TrialInfo, record
 from tuner.scenarios import parse_scenario
 from tuner.task import make_task
@@ -101,7 +110,11 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 # --- the schema's versions -----------------------------------------------------------------------------
 
-ADDED = {"gpu_model", "gpu_others", "request_rate", "late_p99_s", "requests_held", "late_s"}  # since then
+ADDED = {  # since then
+    *("gpu_model", "gpu_others", "request_rate", "late_p99_s", "requests_held", "late_s", "goodput"),
+    *(f"itl_{statistic}_s" for statistic in STATISTICS),
+    *(f"{latency}_ci95_s" for latency in LATENCIES),
+}
 KEPT_STUDY = ROOT / "tests" / "data" / "results-v1"
 
 

@@ -54,10 +54,10 @@ class BenchOutcome:
 
 
 def level_document(row: dict[str, Any]) -> dict[str, Any]:
-    """Columns of `steps` with the statistics of each latency in an object: `ttft_s`, `tpot_s`, `e2e_s`."""
+    """Columns of `steps`, the statistics of a latency in one object: `ttft_s`, `tpot_s`, `itl_s`, `e2e_s`."""
     figures = dict(row)
     latencies = {
-        _NAMES.get(name, f"{name}_s"): {s: figures.pop(f"{name}_{s}_s") for s in STATISTICS}
+        _NAMES.get(name, f"{name}_s"): {s: figures.pop(f"{name}_{s}_s") for s in (*STATISTICS, "ci95")}
         for name in LATENCIES
     }
     return {**figures, "errors": json.loads(row["errors"]), **latencies}

@@ -124,7 +124,14 @@ def measure(
         raise _out_of_time(task)
     stall_s = task.engine.hang_timeout
     result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s, stall_s=stall_s)
-    metrics = summarise(result.records, window_s=result.window_s, gpus=gpus)
+    metrics = summarise(
+        result.records,
+        window_s=result.window_s,
+        gpus=gpus,
+        warmup=result.warmup,
+        gaps_s=result.gaps_s,
+        promises=task.slo_terms.of_each_request,
+    )
     if RequestError.CONNECTION in metrics.errors:
         _await_exit(server)
     server.raise_if_failed()
@@ -136,7 +143,7 @@ def measure(
         if time.monotonic() >= deadline:
             raise _out_of_time(task)
         raise TrialFailed(_request_failure(metrics))
-    return Step(level, result, metrics)
+    return Step(level, replace(result, warmup=(), gaps_s=()), metrics)  # all that is wanted of them is known
 
 
 def _await_exit(server: RunningEngine) -> None:

@@ -78,7 +78,7 @@ TRIALS = _schema(
     ("log_path", _TEXT),
 )
 
-LATENCIES = ("latency", "ttft", "tpot")
+LATENCIES = ("latency", "ttft", "tpot", "itl")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 
 STEPS = _schema(
@@ -93,12 +93,14 @@ STEPS = _schema(
     ("requests_failed", _I32),
     ("errors", _TEXT),
     *((f"{latency}_{statistic}_s", _F64) for latency in LATENCIES for statistic in STATISTICS),
+    *((f"{latency}_ci95_s", _F64) for latency in LATENCIES),
     ("input_tok_s", _F64),
     ("output_tok_s", _F64),
     ("total_tok_s", _F64),
     ("total_tok_s_per_gpu", _F64),
     ("output_tok_s_per_gpu", _F64),
     ("requests_per_s", _F64),
+    ("goodput", _F64),
     ("success_rate", _F64),
     ("client_lag_s", _F64),
     ("late_p99_s", _F64),

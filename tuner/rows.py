@@ -113,6 +113,7 @@ def step_row(step: Step) -> dict[str, Any]:
         "total_tok_s_per_gpu": metrics.total_tok_s / metrics.gpus,
         "output_tok_s_per_gpu": metrics.output_tok_s / metrics.gpus,
         "requests_per_s": metrics.requests_per_s,
+        "goodput": metrics.goodput,
         "success_rate": metrics.success_rate,
         "client_lag_s": step.load.client_lag_s,
         "late_p99_s": None if metrics.late is None else metrics.late.p99,
@@ -123,6 +124,7 @@ def step_row(step: Step) -> dict[str, Any]:
         for statistic in STATISTICS:
             value = None if distribution is None else getattr(distribution, statistic)
             row[f"{latency}_{statistic}_s"] = value
+        row[f"{latency}_ci95_s"] = None if distribution is None else distribution.ci95
     return row
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +30,9 @@ class LoadResult:
     `client_lag_s` is the longest time for which the client itself kept its event loop busy; `aborted` says
     that the run ended early because `healthy` said no, `stalled` that it did because nothing came back for
     any request in flight. `held` counts the requests of an open loop that had to wait when they were due,
-    because as many as may be were open.
+    because as many as may be were open. `warmup` are warm-up requests that were in flight when the window
+    began, with a negative `sent_s`: what was served of them within it was throughput. `gaps_s` are the
+    times between successive reads that brought tokens, of all requests that succeeded.
     """
 
     records: tuple[RequestRecord, ...]
@@ -39,6 +41,8 @@ class LoadResult:
     aborted: bool = False
     stalled: bool = False
     held: int = 0
+    warmup: tuple[RequestRecord, ...] = ()
+    gaps_s: Sequence[float] = ()
 
 
 class LoadGenerator(Protocol):

@@ -99,7 +99,7 @@ class _Run:
         self._level = level
         self._spare: list[Connection] = []
         self._opened: set[Connection] = set()
-        self._phase = Phase(range(0), 0.0)
+        self._phase = self._warmup = Phase(range(0), 0.0)
         self._lag_s = 0.0
 
     async def measure(self, healthy: Callable[[], bool], deadline_s: float, stall_s: float) -> LoadResult:
@@ -123,20 +123,37 @@ class _Run:
                 connection.close()
         unfinished = RequestError.CONNECTION if aborted else RequestError.TIMEOUT
         phase = self._phase
-        records, window_s = phase.records(unfinished), phase.window_s(over_s)
-        return LoadResult(records, window_s, self._lag_s, aborted, stalled, phase.held)
+        return LoadResult(
+            records=phase.records(unfinished),
+            window_s=phase.window_s(over_s),
+            client_lag_s=self._lag_s,
+            aborted=aborted,
+            stalled=stalled,
+            held=phase.held,
+            warmup=() if phase is self._warmup else self._warmup.records(unfinished),
+            gaps_s=phase.gaps_s,
+        )
 
     async def _drive(self) -> None:
-        """Connects, warms up and waits for the end of that, then measures and waits for the end of that."""
-        level = self._level
-        warmup, measured = level.warmup_requests, level.max_requests
-        if level.request_rate is not None:
-            await self._connect(min(level.concurrency, warmup + measured, math.ceil(level.request_rate)))
+        """Connects, warms up and measures, without a pause between the two."""
+        level, total = self._level, self._level.warmup_requests + self._level.max_requests
+        rate = level.request_rate
+        await self._connect(min(level.concurrency, total, total if rate is None else math.ceil(rate)))
+        self._phase = self._warmup = Phase(range(level.warmup_requests), math.inf)
+        if rate is not None:
             await self._keep_rate()
             return
-        await self._connect(min(level.concurrency, max(warmup, measured)))
-        await self._serve(Phase(range(warmup), math.inf))
-        await self._serve(Phase(range(warmup, warmup + measured), level.max_time_s))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(level.concurrency, total)):
+                group.create_task(self._keep_busy())
+
+    def _measure_from(self, started_s: float) -> Phase:
+        """The measured phase; requests of the warm-up may still be in flight."""
+        level = self._level
+        numbers = range(level.warmup_requests, level.warmup_requests + level.max_requests)
+        self._phase, self._lag_s = Phase(numbers, level.max_time_s, started_s), 0.0
+        self._warmup.goes_on(started_s)
+        return self._phase
 
     async def _connect(self, count: int) -> None:
         """Opens connections, a few at a time so that no server's backlog overflows; failures show later."""
@@ -151,17 +168,20 @@ class _Run:
             for _ in range(count):
                 group.create_task(connect())
 
-    async def _serve(self, phase: Phase) -> None:
-        """A closed loop: each stream sends its next request when the last one has ended."""
-        self._phase, self._lag_s = phase, 0.0
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._level.concurrency, len(phase.numbers))):
-                group.create_task(self._keep_busy(phase))
+    def _next(self) -> tuple[int, Phase] | None:
+        """The next request of a closed loop, by number, and its phase; None when there is no other."""
+        if self._phase is self._warmup:
+            if (number := self._warmup.next_number()) is not None:
+                return number, self._warmup
+            self._measure_from(perf_counter())
+        number = self._phase.next_number()
+        return None if number is None else (number, self._phase)
 
-    async def _keep_busy(self, phase: Phase) -> None:
-        """One stream of a closed loop: a request after the other."""
+    async def _keep_busy(self) -> None:
+        """One stream of a closed loop: it sends its next request when the last one has ended."""
         connection = self._spare.pop() if self._spare else None
-        while (number := phase.next_number()) is not None:
+        while (following := self._next()) is not None:
+            number, phase = following
             request, exchange = self._new(number)
             phase.began(exchange)
             connection = await self._exchange(connection, request, exchange)
@@ -172,22 +192,15 @@ class _Run:
             self._spare.append(connection)
 
     async def _keep_rate(self) -> None:
-        """An open loop: each request is sent when it is due, whatever became of those before it.
-
-        The measured ones follow those of the warm-up without a pause, so that the window finds the server
-        under its load.
-        """
-        level, origin_s = self._level, perf_counter()
-        total = level.warmup_requests + level.max_requests
-        phase = self._phase = Phase(range(level.warmup_requests), math.inf)
+        """An open loop: each request is sent when it is due, whatever became of those before it."""
+        level, phase, origin_s = self._level, self._phase, perf_counter()
         room = asyncio.Semaphore(level.concurrency)
         async with asyncio.TaskGroup() as group:
             for number, offset_s in enumerate(arrivals(level)):
                 due_s = origin_s + offset_s
                 if number == level.warmup_requests:
-                    phase = Phase(range(number, total), level.max_time_s, due_s)
-                    self._phase, self._lag_s = phase, 0.0
-                if number == total or due_s >= phase.stop_s:
+                    phase = self._measure_from(due_s)
+                if number == level.warmup_requests + level.max_requests or due_s >= phase.stop_s:
                     phase.idle_s = due_s
                     break
                 await _until(due_s)

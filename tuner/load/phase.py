@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from array import array
 from time import perf_counter
 
 from tuner.load.http import Exchange
-from tuner.load.record import record_of
+from tuner.load.record import gaps_of, record_of
 from tuner.metrics import RequestError, RequestRecord
 
 UNREAD_BYTES = 256 * 2**20  # of answers kept to be read after the window; beyond, they are read at once
@@ -32,6 +33,7 @@ class Phase:
         self._unread: list[Exchange] = []
         self._unread_bytes = 0
         self._records: list[RequestRecord] = []
+        self.gaps_s = array("f")
 
     def next_number(self) -> int | None:
         """The number of the next request to send; None when there is no other."""
@@ -53,6 +55,13 @@ class Phase:
         if self._unread_bytes > UNREAD_BYTES:
             self._read()
 
+    def goes_on(self, at_s: float) -> None:
+        """Forgets what has ended, and counts time from `at_s`, for what is still in flight."""
+        self.started_s = at_s
+        self._unread.clear()
+        self._unread_bytes = 0
+        self._records.clear()
+
     def quiet_s(self) -> float:
         """For how long nothing has come back for any request in flight; 0 where none is."""
         waiting_s = min((e.sent_s for e in self._in_flight), default=math.inf)
@@ -73,6 +82,9 @@ class Phase:
         return max(min(self.idle_s, self.stop_s, over_s) - self.started_s, 0.0)
 
     def _read(self) -> None:
-        self._records += [record_of(exchange, self.started_s) for exchange in self._unread]
+        for exchange in self._unread:
+            record = record_of(exchange, self.started_s)
+            self._records.append(record)
+            self.gaps_s.extend(gaps_of(exchange, record))
         self._unread.clear()
         self._unread_bytes = 0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from http import HTTPStatus
+from operator import sub
 
 from tuner.load.http import Exchange
 from tuner.load.sse import Answer, read_answer
 from tuner.metrics import RequestError, RequestRecord
+
+_SAME_S = 1e-7  # stamps are nearer to each other only by rounding
 
 
 def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
@@ -27,6 +31,16 @@ def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
         status=exchange.status,
         late_s=None if exchange.due_s is None else exchange.sent_s - exchange.due_s,
     )
+
+
+def gaps_of(exchange: Exchange, record: RequestRecord) -> array[float]:
+    """Seconds between successive reads from the first token to the last, of a request that succeeded."""
+    if record.error is not None or record.ttft_s is None or record.e2e_s is None:
+        return array("f")
+    first, last = (exchange.counts_from_s + seconds for seconds in (record.ttft_s, record.e2e_s))
+    reads = exchange.stamps[bisect_left(exchange.stamps, first - _SAME_S) :]
+    reads = reads[: bisect_left(reads, last + _SAME_S)]
+    return array("f", map(sub, reads[1:], reads))
 
 
 def _seconds_to(offset: int | None, exchange: Exchange) -> float | None:

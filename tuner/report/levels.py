@@ -14,7 +14,7 @@ from rich.text import Text
 from tuner.report import words
 from tuner.results import LATENCIES, STATISTICS
 
-_NAMES = {"latency": "e2e", "ttft": "TTFT", "tpot": "TPOT"}
+_NAMES = {"latency": "e2e", "ttft": "TTFT", "tpot": "TPOT", "itl": "ITL"}
 
 
 def level_table(row: Mapping[str, Any]) -> RenderableType:
@@ -27,14 +27,18 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
         title.append(f", {row['requests_held']:.0f} held back by max_concurrency", style="red")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("ms", style="dim")
-    for statistic in STATISTICS:
-        table.add_column(statistic, justify="right")
+    for column in (*STATISTICS, "95 % of mean"):
+        table.add_column(column, justify="right")
     for name in LATENCIES:
         values = [row[f"{name}_{statistic}_s"] for statistic in STATISTICS]
         if not pd.isna(values[0]):
-            table.add_row(_NAMES[name], *(words.digits(1e3 * value) for value in values))
+            width = row[f"{name}_ci95_s"]
+            interval = "" if pd.isna(width) else f"±{words.digits(1e3 * width)}"
+            table.add_row(_NAMES[name], *(words.digits(1e3 * value) for value in values), interval)
     rates = (
         f"{words.digits(row['output_tok_s'])} output tok/s, {words.digits(row['total_tok_s'])} tok/s with "
         f"input, {words.digits(row['requests_per_s'])} requests/s"
     )
+    if not pd.isna(row["goodput"]):
+        rates += f", {words.digits(row['goodput'])} of them within the SLOs"
     return Group(title, Padding(table, (0, 0, 0, 2)), Padding(Text(rates), (0, 0, 1, 2)))
