@@ -112,6 +112,7 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 ADDED = {  # since then
     *("gpu_model", "gpu_others", "request_rate", "late_p99_s", "requests_held", "late_s", "goodput"),
+    *("client_lag_p99_s", "client_cpu", "client_limit"),
     *(f"itl_{statistic}_s" for statistic in STATISTICS),
     *(f"{latency}_ci95_s" for latency in LATENCIES),
 }

@@ -15,6 +15,7 @@ from tuner.engines.base import Config, Engine, RunningEngine, ServerInfo
 from tuner.engines.gpus import GpuUse
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.load.base import LoadGenerator, LoadResult, Target
+from tuner.load.limit import client_limit
 from tuner.metrics import Metrics, RequestError, summarise
 from tuner.objective import Score, score
 from tuner.task import Task
@@ -30,6 +31,11 @@ class Step:
     level: LoadLevel
     load: LoadResult
     metrics: Metrics
+
+    @property
+    def client_limit(self) -> str | None:
+        """In what way the load client was the limit, not the engine; None where it was not."""
+        return client_limit(self.load, self.metrics)
 
 
 @dataclass(frozen=True)

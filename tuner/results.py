@@ -103,6 +103,9 @@ STEPS = _schema(
     ("goodput", _F64),
     ("success_rate", _F64),
     ("client_lag_s", _F64),
+    ("client_lag_p99_s", _F64),
+    ("client_cpu", _F64),
+    ("client_limit", _TEXT),
     ("late_p99_s", _F64),
     ("requests_held", _I32),
 )

@@ -116,6 +116,9 @@ def step_row(step: Step) -> dict[str, Any]:
         "goodput": metrics.goodput,
         "success_rate": metrics.success_rate,
         "client_lag_s": step.load.client_lag_s,
+        "client_lag_p99_s": step.load.client_lag_p99_s,
+        "client_cpu": step.load.client_cpu,
+        "client_limit": step.client_limit,
         "late_p99_s": None if metrics.late is None else metrics.late.p99,
         "requests_held": None if closed else step.load.held,
     }

@@ -11,9 +11,12 @@ import asyncio
 import gc
 import json
 import math
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from time import perf_counter
+from time import perf_counter, thread_time
+
+import numpy as np
 
 from tuner.load.base import LoadResult, Target
 from tuner.load.http import Address, Connection, Exchange, open_connection
@@ -100,7 +103,8 @@ class _Run:
         self._spare: list[Connection] = []
         self._opened: set[Connection] = set()
         self._phase = self._warmup = Phase(range(0), 0.0)
-        self._lag_s = 0.0
+        self._lags_s = array("d")
+        self._began_s, self._cpu_s = perf_counter(), thread_time()
 
     async def measure(self, healthy: Callable[[], bool], deadline_s: float, stall_s: float) -> LoadResult:
         """Drives the load until it is served, `healthy` says no, it stalls, or the deadline is there."""
@@ -113,6 +117,7 @@ class _Run:
                 aborted = not driving.done() and not healthy()
                 stalled = not driving.done() and self._phase.quiet_s() > stall_s
             over_s = perf_counter()
+            cpu = (thread_time() - self._cpu_s) / max(over_s - self._began_s, LAG_TICK_S)
             if driving.done():
                 driving.result()  # raises what went wrong in this program, if anything did
         finally:
@@ -126,12 +131,14 @@ class _Run:
         return LoadResult(
             records=phase.records(unfinished),
             window_s=phase.window_s(over_s),
-            client_lag_s=self._lag_s,
+            client_lag_s=max(self._lags_s, default=0.0),
             aborted=aborted,
             stalled=stalled,
             held=phase.held,
             warmup=() if phase is self._warmup else self._warmup.records(unfinished),
             gaps_s=phase.gaps_s,
+            client_lag_p99_s=float(np.percentile(self._lags_s, 99)) if self._lags_s else 0.0,
+            client_cpu=cpu,
         )
 
     async def _drive(self) -> None:
@@ -151,7 +158,8 @@ class _Run:
         """The measured phase; requests of the warm-up may still be in flight."""
         level = self._level
         numbers = range(level.warmup_requests, level.warmup_requests + level.max_requests)
-        self._phase, self._lag_s = Phase(numbers, level.max_time_s, started_s), 0.0
+        self._phase = Phase(numbers, level.max_time_s, started_s)
+        self._lags_s, self._began_s, self._cpu_s = array("d"), perf_counter(), thread_time()
         self._warmup.goes_on(started_s)
         return self._phase
 
@@ -253,11 +261,11 @@ class _Run:
         return connection
 
     async def _watch_lag(self) -> None:
-        """Keeps the longest time by which the loop was late for a tick."""
+        """Keeps by how much the loop was late for each tick."""
         while True:
             due_s = perf_counter() + LAG_TICK_S
             await asyncio.sleep(LAG_TICK_S)
-            self._lag_s = max(self._lag_s, perf_counter() - due_s)
+            self._lags_s.append(max(perf_counter() - due_s, 0.0))
 
 
 async def _until(due_s: float) -> None:

@@ -23,8 +23,6 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
     title = Text.assemble((words.level_text(row), "bold"), f": {sent} requests in {row['duration_s']:.1f} s")
     if row["requests_failed"]:
         title.append(f", {row['requests_failed']} failed", style="red")
-    if not pd.isna(row["requests_held"]) and row["requests_held"]:
-        title.append(f", {row['requests_held']:.0f} held back by max_concurrency", style="red")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("ms", style="dim")
     for column in (*STATISTICS, "95 % of mean"):
@@ -41,4 +39,8 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
     )
     if not pd.isna(row["goodput"]):
         rates += f", {words.digits(row['goodput'])} of them within the SLOs"
+    if not pd.isna(row["client_limit"]):
+        title.append(
+            f"\nnot to be trusted, the load client was the limit: {row['client_limit']}", style="red"
+        )
     return Group(title, Padding(table, (0, 0, 0, 2)), Padding(Text(rates), (0, 0, 1, 2)))
