@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from tuner.engines.base import ServerInfo
 from tuner.engines.sglang import SGLangEngine
+from tuner.engines.telemetry import EngineFigures
 from tuner.errors import ResultsError, StudyError
 from tuner.evaluate import Report, Step
 from tuner.failures import Cause, Failure, Stage
@@ -113,6 +115,7 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ADDED = {  # since then
     *("gpu_model", "gpu_others", "request_rate", "late_p99_s", "requests_held", "late_s", "goodput"),
     *("client_lag_p99_s", "client_cpu", "client_limit"),
+    *(f"engine_{field.name}" for field in fields(EngineFigures)),
     *(f"itl_{statistic}_s" for statistic in STATISTICS),
     *(f"{latency}_ci95_s" for latency in LATENCIES),
 }

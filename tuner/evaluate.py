@@ -13,6 +13,7 @@ from pathlib import Path
 from tuner.engines import gpus
 from tuner.engines.base import Config, Engine, RunningEngine, ServerInfo
 from tuner.engines.gpus import GpuUse
+from tuner.engines.telemetry import EngineFigures, watched
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.load.base import LoadGenerator, LoadResult, Target
 from tuner.load.limit import client_limit
@@ -31,6 +32,7 @@ class Step:
     level: LoadLevel
     load: LoadResult
     metrics: Metrics
+    engine: EngineFigures = field(default_factory=EngineFigures)
 
     @property
     def client_limit(self) -> str | None:
@@ -129,7 +131,8 @@ def measure(
     if remaining_s <= 0:
         raise _out_of_time(task)
     stall_s = task.engine.hang_timeout
-    result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s, stall_s=stall_s)
+    with watched(server.base_url) as telemetry:
+        result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s, stall_s=stall_s)
     metrics = summarise(
         result.records,
         window_s=result.window_s,
@@ -149,7 +152,8 @@ def measure(
         if time.monotonic() >= deadline:
             raise _out_of_time(task)
         raise TrialFailed(_request_failure(metrics))
-    return Step(level, replace(result, warmup=(), gaps_s=()), metrics)  # all that is wanted of them is known
+    kept = replace(result, warmup=(), gaps_s=())  # all that is wanted of these is known
+    return Step(level, kept, metrics, telemetry.figures)
 
 
 def _await_exit(server: RunningEngine) -> None:

@@ -108,6 +108,12 @@ STEPS = _schema(
     ("client_limit", _TEXT),
     ("late_p99_s", _F64),
     ("requests_held", _I32),
+    ("engine_running_mean", _F64),
+    ("engine_queued_mean", _F64),
+    ("engine_queued_max", _F64),
+    ("engine_kv_use_mean", _F64),
+    ("engine_kv_use_max", _F64),
+    ("engine_cache_hit_rate", _F64),
 )
 
 REQUESTS = _schema(

@@ -121,6 +121,7 @@ def step_row(step: Step) -> dict[str, Any]:
         "client_limit": step.client_limit,
         "late_p99_s": None if metrics.late is None else metrics.late.p99,
         "requests_held": None if closed else step.load.held,
+        **{f"engine_{name}": value for name, value in asdict(step.engine).items()},
     }
     for latency in LATENCIES:
         distribution = getattr(metrics, latency)

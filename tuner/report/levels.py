@@ -39,8 +39,25 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
     )
     if not pd.isna(row["goodput"]):
         rates += f", {words.digits(row['goodput'])} of them within the SLOs"
+    if engine := _engine_text(row):
+        rates += f"\n{engine}"
     if not pd.isna(row["client_limit"]):
         title.append(
             f"\nnot to be trusted, the load client was the limit: {row['client_limit']}", style="red"
         )
     return Group(title, Padding(table, (0, 0, 0, 2)), Padding(Text(rates), (0, 0, 1, 2)))
+
+
+def _engine_text(row: Mapping[str, Any]) -> str:
+    """What the engine said of itself; empty where it said nothing."""
+    known = {name: row[f"engine_{name}"] for name in ("running_mean", "queued_mean", "kv_use_mean")}
+    parts = [
+        text.format(words.digits(known[name], trim=True))
+        for name, text in (("running_mean", "{} running"), ("queued_mean", "{} queued"))
+        if not pd.isna(known[name])
+    ]
+    if not pd.isna(known["kv_use_mean"]):
+        parts.append(f"KV cache {words.percent(known['kv_use_mean'])} full")
+    if not pd.isna(row["engine_cache_hit_rate"]):
+        parts.append(f"prefix cache hits {words.percent(row['engine_cache_hit_rate'])}")
+    return f"the engine: {', '.join(parts)}" if parts else ""
