@@ -26,7 +26,8 @@ from schedule_server import E2E_S, EACH_S, FIRST_S, INPUT_TOKENS, MODEL, TOKENS,
 from tuner.load.base import Target
 from tuner.load.client import NativeClient
 from tuner.metrics import summarise
-from tuner.workload import LoadLevel, parse_scenario
+from tuner.scenarios import parse_scenario
+from tuner.workload import LoadLevel
 
 EXAMPLES = """examples:
   python benchmarks/client_accuracy.py

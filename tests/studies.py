@@ -296,7 +296,7 @@ def _step(study: str, trial: int, step: int, concurrency: int, level: Metrics) -
         "requests_failed": level.requests_failed,
         "errors": json.dumps(level.errors),
         **{
-            f"{latency}_{statistic}_s": getattr(getattr(level, latency), statistic)
+            f"{latency}_{statistic}_s": getattr(getattr(level, latency), statistic, None)
             for latency in LATENCIES
             for statistic in STATISTICS
         },

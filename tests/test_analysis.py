@@ -167,6 +167,17 @@ class TestVerdict:
         gain = analysis.summary(replace(results, requests=sent)).gain
         assert gain and gain.low and gain.high and gain.low < gain.share < gain.high
 
+    def test_a_trial_that_sent_fewer_requests_is_compared_by_those_that_both_sent(self) -> None:
+        results = studies.make(sizes=0.8, noise=0.0, drift=0.0, fails=studies.never_fails).results()
+        whole = analysis.summary(results)
+        assert whole.gain is not None
+        cut = results.requests[(results.requests["trial"] != 0) | (results.requests["request"] < 10)]
+        trials = results.trials.copy()
+        trials.loc[0, "objective"] *= 1.5  # the mean of other prompts
+        gain = analysis.summary(replace(results, requests=cut, trials=trials)).gain
+        assert gain is not None
+        assert gain.share == pytest.approx(whole.gain.share, rel=1e-6)
+
     def test_has_no_interval_where_requests_are_missing(self) -> None:
         results = studies.make().results()
         gain = analysis.summary(replace(results, requests=results.requests.iloc[:0])).gain

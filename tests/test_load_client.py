@@ -24,12 +24,12 @@ from contracts.scripted_server import (
     streaming,
 )
 
-from tuner.load import LOAD_GENERATORS, client
+from tuner.load import LOAD_GENERATORS, client, phase
 from tuner.load.base import LoadGenerator, LoadResult, Target
 from tuner.load.client import NativeClient
 from tuner.load.http import Address
 from tuner.metrics import RequestError, summarise
-from tuner.workload import prompts
+from tuner.prompts import prompts
 
 put = partial(put_on, NativeClient())
 
@@ -91,7 +91,7 @@ def test_requests_beyond_the_prepared_ones_are_the_same(monkeypatch: pytest.Monk
     assert [client.Requests(target, load)[i] for i in range(5)] == prepared
 
 
-def test_warmup_goes_first_and_alone() -> None:
+def test_warmup_goes_first_and_the_measured_ones_follow_without_a_pause() -> None:
     load = level(concurrency=4, warmup_requests=6, max_requests=5)
     with ScriptedServer(streaming(pause_s=0.002)) as server:
         result = put(server.url, load)
@@ -100,6 +100,8 @@ def test_warmup_goes_first_and_alone() -> None:
     assert set(sent[:6]) == set(texts[:6])
     assert set(sent[6:]) == set(texts[6:])
     assert len(result.records) == 5
+    assert len(result.warmup) == 3  # 4 at a time: one slot came free and began to measure
+    assert all(r.sent_s < 0 for r in result.warmup)
 
 
 def test_connections_are_kept() -> None:
@@ -119,6 +121,14 @@ def test_prompts_reach_the_server_as_json() -> None:
     with ScriptedServer(streaming()) as server:
         put(server.url, level("D(50,2)", max_requests=1))
     assert json.loads(server.calls[0].raw) == server.calls[0].body
+
+
+def test_gaps_are_between_reads_of_tokens() -> None:
+    with ScriptedServer(streaming(pause_s=0.01)) as server:
+        result = put(server.url, level("D(7,6)", max_requests=4))
+    assert len(result.gaps_s) == 4 * 5
+    spans = [r.e2e_s - r.ttft_s for r in result.records if r.e2e_s is not None and r.ttft_s is not None]
+    assert sum(result.gaps_s) == pytest.approx(sum(spans), rel=1e-3)
 
 
 # When it ends, and what its window is.
@@ -223,7 +233,7 @@ def test_lag_of_the_client_is_seen() -> None:
 
 
 def test_many_answers_are_read_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "UNREAD_BYTES", 1)
+    monkeypatch.setattr(phase, "UNREAD_BYTES", 1)
     with ScriptedServer(streaming()) as server:
         result = put(server.url, level(max_requests=9))
     assert [r.error for r in result.records] == [None] * 9

@@ -120,3 +120,65 @@ def test_a_longer_window_holds_no_fewer_tokens(
     inside = short.output_tok_s * window_s
     assert 0 <= inside <= long.output_tok_s * window_s * factor * (1 + 1e-9) + 1e-9
     assert inside <= served * (1 + 1e-9)
+
+
+# Rates at the window's edges, goodput, confidence.
+
+
+def test_what_is_served_of_the_warm_up_within_the_window_counts_in_the_rates_alone() -> None:
+    before = ok(sent_s=-1.5, ttft_s=0.5, e2e_s=2.5, tokens=11)  # half of its other ten tokens came after 0
+    metrics = summarise([ok()], window_s=4.0, gpus=1, warmup=[before, failed(RequestError.HTTP)])
+    assert metrics.output_tok_s * 4.0 == pytest.approx(11 + 5)
+    assert metrics.requests_per_s * 4.0 == pytest.approx(1 + 5 / 11)
+    assert metrics.input_tok_s * 4.0 == 100
+    assert metrics.latency is not None and metrics.latency.n == 1
+    assert metrics.requests_failed == 0
+
+
+def test_a_request_counts_in_its_rate_with_the_share_that_was_served() -> None:
+    metrics = summarise([ok(tokens=11)], window_s=1.5, gpus=1)
+    assert metrics.requests_per_s * 1.5 == pytest.approx(6 / 11)
+
+
+@pytest.mark.parametrize(
+    ("promises", "kept"),
+    [
+        ({"ttft": 1.0}, 2),
+        ({"ttft": 0.9}, 0),
+        ({"latency": 3.0}, 1),
+        ({"ttft": 1.0, "tpot": 0.15}, 1),
+        ({"tpot": 0.05}, 0),
+    ],
+)
+def test_goodput_is_what_kept_every_promise(promises: dict[str, float], kept: int) -> None:
+    records = [ok(e2e_s=2.0), ok(e2e_s=5.0), failed(RequestError.TIMEOUT)]
+    metrics = summarise(records, window_s=10.0, gpus=1, promises=promises)
+    assert metrics.goodput == pytest.approx(kept / 10)
+    assert summarise(records, window_s=10.0, gpus=1).goodput is None
+
+
+def test_gaps_between_tokens_have_a_distribution_of_their_own() -> None:
+    metrics = summarise([ok()], window_s=4.0, gpus=1, gaps_s=[0.1, 0.1, 0.4])
+    assert metrics.itl is not None
+    assert (metrics.itl.mean, metrics.itl.p50, metrics.itl.n) == (pytest.approx(0.2), 0.1, 3)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7])
+def test_the_interval_of_a_mean_holds_it_as_often_as_it_says(phi: float) -> None:
+    """Also where successive latencies resemble each other: an AR(1) process with coefficient `phi`."""
+    rng, held, runs = np.random.default_rng(5), 0, 400
+    for _ in range(runs):
+        noise, values, value = rng.normal(size=300), [], 0.0
+        for shock in noise:
+            value = phi * value + shock
+            values.append(10 + value)
+        seen = Distribution.of(values)
+        assert seen is not None and seen.ci95 is not None
+        held += abs(seen.mean - 10) <= seen.ci95
+    assert 0.90 <= held / runs <= 0.99
+
+
+def test_few_values_have_no_interval() -> None:
+    for n, known in ((9, False), (10, True), (19, True), (20, True)):
+        seen = Distribution.of([float(i) for i in range(n)])
+        assert seen is not None and (seen.ci95 is not None) == known

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,27 @@ from hypothesis import strategies as st
 
 from tuner.engines.base import ServerInfo
 from tuner.engines.sglang import SGLangEngine
+from tuner.engines.telemetry import EngineFigures
 from tuner.errors import ResultsError, StudyError
 from tuner.evaluate import Report, Step
 from tuner.failures import Cause, Failure, Stage
 from tuner.load.base import LoadResult
 from tuner.metrics import RequestError, RequestRecord, summarise
 from tuner.objective import score
-from tuner.results import SCHEMA_VERSION, TABLES, ResultStore, data_home, default_root, studies
+from tuner.results import (
+    LATENCIES,
+    SCHEMA_VERSION,
+    STATISTICS,
+    TABLES,
+    ResultStore,
+    data_home,
+    default_root,
+    studies,
+)
 from tuner.rows import TrialInfo, record
+from tuner.scenarios import parse_scenario
 from tuner.task import make_task
-from tuner.workload import LoadLevel, parse_scenario
+from tuner.workload import LoadLevel
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,6 +112,13 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 # --- the schema's versions -----------------------------------------------------------------------------
 
+ADDED = {  # since then
+    *("gpu_model", "gpu_others", "request_rate", "late_p99_s", "requests_held", "late_s", "goodput"),
+    *("client_lag_p99_s", "client_cpu", "client_limit"),
+    *(f"engine_{field.name}" for field in fields(EngineFigures)),
+    *(f"itl_{statistic}_s" for statistic in STATISTICS),
+    *(f"{latency}_ci95_s" for latency in LATENCIES),
+}
 KEPT_STUDY = ROOT / "tests" / "data" / "results-v1"
 
 
@@ -131,7 +150,7 @@ def test_a_study_that_was_written_with_fewer_columns_is_still_read() -> None:
                 value = last[column]
                 assert (list(value) if column == "gpu_ids" else value) == kept[column]
             else:
-                assert column in {"gpu_model", "gpu_others"} and pd.isna(last[column])
+                assert column in ADDED and pd.isna(last[column])
 
 
 # --- rows ----------------------------------------------------------------------------------------------

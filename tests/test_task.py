@@ -21,10 +21,11 @@ from tuner.cli import main
 from tuner.errors import TaskError
 from tuner.objective import OBJECTIVES, Slo, SloTerm
 from tuner.plan import planned_trials
+from tuner.scenarios import Deterministic
 from tuner.space import Categorical, Condition, Constraint, Float, Integer
 from tuner.task import Task, load_task, make_task, task_schema
 from tuner.task.model import DEFAULT_MODEL, DEFAULT_PARAMETERS
-from tuner.workload import Deterministic, LoadLevel
+from tuner.workload import LoadLevel
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -11,17 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.vocabulary import WORDS
-from tuner.workload import (
+from tuner.prompts import prompts
+from tuner.scenarios import (
     MAX_TOKENS,
+    Conversation,
+    Dataset,
     Deterministic,
-    LoadLevel,
     Normal,
     Scenario,
+    SharedPrefix,
     Uniform,
     parse_scenario,
-    prompts,
 )
+from tuner.vocabulary import WORDS
+from tuner.workload import LoadLevel
 
 TOKENS = st.integers(1, MAX_TOKENS)
 PAIRS = st.tuples(TOKENS, TOKENS).map(sorted)
@@ -29,6 +32,11 @@ SCENARIOS = st.one_of(
     st.builds(Deterministic, TOKENS, TOKENS),
     st.builds(Normal, TOKENS, st.integers(0, MAX_TOKENS), TOKENS, st.integers(0, MAX_TOKENS)),
     st.builds(lambda i, o: Uniform(*i, *o), PAIRS, PAIRS),
+)
+OTHERS = st.one_of(
+    st.builds(SharedPrefix, st.integers(0, 10**5), st.integers(1, 10**5), TOKENS),
+    st.builds(Conversation, st.integers(1, 9), st.integers(1, 10**4), st.integers(1, 10**4)),
+    st.just(Dataset()),
 )
 
 
@@ -44,6 +52,9 @@ def a_level(scenario: str = "D(20,5)", **changes: Any) -> LoadLevel:
         ("N(480,240)/(300,150)", Normal(480, 240, 300, 150)),
         ("U(50,100)/(200,250)", Uniform(50, 100, 200, 250)),
         ("U(100,200)", Uniform(1, 100, 1, 200)),
+        ("P(2000,500)/200", SharedPrefix(2000, 500, 200)),
+        ("C(4)/(50,20)", Conversation(4, 50, 20)),
+        ("dataset", Dataset()),
         (" N ( 480 , 0 )\t/ (300, 150)\n", Normal(480, 0, 300, 150)),
     ],
 )
@@ -70,12 +81,18 @@ def test_accepted_forms(text: str, scenario: Scenario) -> None:
         ("U(9,3)/(1,2)", "the minimum 9 is above the maximum 3"),
         ("X(1,2)", "no scenario is called 'X'"),
         ("d(1,2)", "no scenario is called 'd'"),
-        ("dataset", "not served here"),
         ("E(1024)", "not served here"),
         ("R(1024,100)", "not served here"),
         ("I(512,512)", "not served here"),
         ("A(10,20)", "not served here"),
-        ("P(2000,500)/200", "not served here"),
+        ("P(2000,500)", "P takes a pair and a number"),
+        ("P(2000)/200", "not a pair"),
+        ("P(2000,0)/200", "0 is not between 1 and"),
+        ("C(4,2)", "C takes a number and a pair"),
+        ("C(0)/(10,20)", "0 is not between 1 and 1000 turns"),
+        ("C(4)/20", "C takes a number and a pair"),
+        ("D(1,2)/3", "D takes one pair"),
+        ("dataset(1,2)", "no scenario is called 'dataset'"),
     ],
 )
 def test_refused_forms_say_what_is_wrong_and_what_is_right(text: str, wrong: str) -> None:
@@ -85,7 +102,7 @@ def test_refused_forms_say_what_is_wrong_and_what_is_right(text: str, wrong: str
     assert len(str(refused.value)) < 400
 
 
-@given(st.text() | st.from_regex(r"[DNU]\(\d{0,8},\d{0,8}\)(/\(\d{0,8},\d{0,8}\))?", fullmatch=True))
+@given(st.text() | st.from_regex(r"[DNUPC]\(\d{0,8},\d{0,8}\)(/\(\d{0,8},\d{0,8}\))?", fullmatch=True))
 def test_any_text_is_a_scenario_or_a_value_error(text: str) -> None:
     try:
         scenario = parse_scenario(text)
@@ -94,7 +111,7 @@ def test_any_text_is_a_scenario_or_a_value_error(text: str) -> None:
     assert parse_scenario(str(scenario)) == scenario
 
 
-@given(SCENARIOS)
+@given(SCENARIOS | OTHERS)
 def test_scenarios_survive_being_written(scenario: Scenario) -> None:
     assert parse_scenario(str(scenario)) == scenario
 
@@ -165,6 +182,34 @@ def test_no_two_prompts_begin_alike() -> None:
 def test_short_prompts_differ_as_far_as_they_can() -> None:
     assert len({prompt.text for prompt in prompts(a_level("D(1,5)", max_requests=200))}) == 210
     assert len({prompt.text for prompt in prompts(a_level("D(2,5)", max_requests=2000))}) == 2010
+
+
+def test_a_shared_prefix_is_the_same_at_every_load_and_what_follows_is_not() -> None:
+    level = a_level("P(40,10)/5")
+    for load in (level, replace(level, concurrency=9), replace(level, request_rate=2.5)):
+        texts = [prompt.text.split() for prompt in prompts(load)]
+        assert {len(words) for words in texts} == {50}
+        assert {tuple(words[:40]) for words in texts} == {tuple(prompts(level)[0].text.split()[:40])}
+        assert len({tuple(words[40:43]) for words in texts}) == len(texts)
+    other = prompts(replace(level, seed=8))[0].text.split()
+    assert other[:40] != prompts(level)[0].text.split()[:40]
+
+
+def test_a_turn_begins_with_the_turns_before_it() -> None:
+    level = a_level("C(3)/(10,4)", concurrency=2, warmup_requests=0, max_requests=12)
+    made = prompts(level)
+    assert [prompt.input_tokens for prompt in made] == [10, 10, 24, 24, 38, 38] * 2
+    assert {prompt.output_tokens for prompt in made} == {4}
+    for first, later in ((0, 2), (2, 4), (1, 3), (3, 5), (6, 8)):
+        assert made[later].text.startswith(made[first].text + " ")
+    assert len({prompt.text[:15] for prompt in made}) == 4  # conversations
+
+
+def test_conversations_at_a_rate_come_back_after_ten_seconds() -> None:
+    level = a_level("C(2)/(10,4)", request_rate=0.3, warmup_requests=0)
+    made = prompts(level)
+    assert made[3].text.startswith(made[0].text + " ")
+    assert not made[2].text.startswith(made[0].text[:15])
 
 
 def test_prompts_take_no_memory_until_they_are_made() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.engines.base import Value
+    from tuner.evaluate import Report
     from tuner.recorder import StudyProgress
 
 _results = click.option(
@@ -184,6 +185,59 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
     sys.exit(4 if report.failure else 0)
 
 
+@cli.command(
+    epilog=_examples(
+        "tuner bench configs/quickstart.json --base-url http://127.0.0.1:30000\n"
+        "tuner bench task.json --base-url http://10.0.0.7:8000 --gpus 4 --json > baseline.json"
+    )
+)
+@_task
+@click.option("--base-url", required=True, metavar="URL", help="The server, which speaks OpenAI's API.")
+@click.option(
+    "--gpus", type=click.IntRange(min=0), default=0, help="GPUs that it runs on, for the rates per GPU."
+)
+@_results
+@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="In place of the task's seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+def bench(
+    task_path: Path, base_url: str, gpus: int, results: str | None, seed: int | None, as_json: bool
+) -> None:
+    """Measures a server that already runs with the load of TASK; no engine is started, nor Ray.
+
+    Its cache is not flushed. Ends with exit code 2 where no server answers, 3 where it does not keep the
+    SLOs, 4 where a load level could not be measured.
+    """
+    from tuner.bench import bench as measure
+    from tuner.engines.attached import Attached
+    from tuner.live import report_line
+    from tuner.report import level_table
+    from tuner.report.words import SIMULATED, promises_text
+    from tuner.rows import step_row
+    from tuner.task import load_task
+
+    task = load_task(task_path)
+    server = Attached(task, base_url, gpus)
+    seed = (task.optimization.seed or 0) if seed is None else seed
+    count = len(task.levels(seed))
+    console = _console(stderr=as_json)
+    if server.simulated:
+        console.print(SIMULATED, style="bold yellow")
+    console.print(f"{server.model} at {server.base_url}, load levels: {count}\n", highlight=False)
+
+    def show(report: Report) -> None:
+        console.print(report_line(report) if report.step is None else level_table(step_row(report.step)))
+        status.update(f"load level {report.finished + 1} of {count}")
+
+    with console.status(f"load level 1 of {count}") as status:
+        outcome = measure(task, server, seed=seed, results=results, source=str(task_path), watch=show)
+    if as_json:
+        click.echo(json.dumps(outcome.document(), indent=2))
+    if outcome.trial["slo_met"] is not None and outcome.trial["slo_worst"]:
+        console.print(f"SLOs     {promises_text(outcome.trial)}", highlight=False)
+    console.print(f"Results  {outcome.location}", soft_wrap=True, highlight=False)
+    sys.exit(outcome.exit_code)
+
+
 @cli.command(epilog=_examples("tuner report\ntuner report quickstart-20260101-120000 --html report.html"))
 @_study
 @_results
@@ -192,7 +246,10 @@ def report(study: str | None, results: str | None, html_path: Path | None) -> No
     """Reports on STUDY (default: the newest), here and as one self-contained HTML file."""
     store = _store(study, results)
     found = store.read()
-    _show_report(_console(), found, store)
+    if found.about.get("kind") == "bench":
+        _show_bench(_console(), found)
+    else:
+        _show_report(_console(), found, store)
     if html_path:
         from tuner.report import html
 
@@ -298,10 +355,10 @@ class _Watching:
             self._console.print(progress_line(progress), soft_wrap=True, highlight=False, markup=False)
 
 
-def _console() -> Console:
+def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)
 
 
 def _show_report(console: Console, found: StudyResults, store: ResultStore) -> None:
@@ -318,6 +375,15 @@ def _show_report(console: Console, found: StudyResults, store: ResultStore) -> N
     console.print(f"\nReport   {page}", soft_wrap=True, highlight=False)
 
 
+def _show_bench(console: Console, found: StudyResults) -> None:
+    from tuner.analysis.trials import rows
+    from tuner.report import level_table
+
+    console.print(f"{found.about['study']}: {found.about['base_url']}\n", highlight=False)
+    for row in rows(found.steps):
+        console.print(level_table(row))
+
+
 def _store(study: str | None, results: str | None) -> ResultStore:
     root = results or default_root()
     if study is None:
@@ -332,7 +398,9 @@ def _launch_text(found: StudyResults) -> str | None:
     from tuner.analysis import summary
     from tuner.export import best_deployment, shell
 
-    return None if summary(found).best is None else shell(best_deployment(found)).strip()
+    if found.about.get("kind") == "bench" or summary(found).best is None:
+        return None
+    return shell(best_deployment(found)).strip()
 
 
 def _flag_value(text: str) -> tuple[str, Value]:

@@ -13,8 +13,10 @@ from pathlib import Path
 from tuner.engines import gpus
 from tuner.engines.base import Config, Engine, RunningEngine, ServerInfo
 from tuner.engines.gpus import GpuUse
+from tuner.engines.telemetry import EngineFigures, watched
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.load.base import LoadGenerator, LoadResult, Target
+from tuner.load.limit import client_limit
 from tuner.metrics import Metrics, RequestError, summarise
 from tuner.objective import Score, score
 from tuner.task import Task
@@ -31,6 +33,12 @@ class Step:
     level: LoadLevel
     load: LoadResult
     metrics: Metrics
+    engine: EngineFigures = field(default_factory=EngineFigures)
+
+    @property
+    def client_limit(self) -> str | None:
+        """In what way the load client was the limit, not the engine; None where it was not."""
+        return client_limit(self.load, self.metrics)
 
 
 @dataclass(frozen=True)
@@ -126,8 +134,16 @@ def measure(
     if remaining_s <= 0:
         raise _out_of_time(task)
     stall_s = task.engine.hang_timeout
-    result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s, stall_s=stall_s)
-    metrics = summarise(result.records, window_s=result.window_s, gpus=gpus)
+    with watched(server.base_url) as telemetry:
+        result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s, stall_s=stall_s)
+    metrics = summarise(
+        result.records,
+        window_s=result.window_s,
+        gpus=gpus,
+        warmup=result.warmup,
+        gaps_s=result.gaps_s,
+        promises=task.slo_terms.of_each_request,
+    )
     if RequestError.CONNECTION in metrics.errors:
         _await_exit(server)
     server.raise_if_failed()
@@ -139,7 +155,8 @@ def measure(
         if time.monotonic() >= deadline:
             raise _out_of_time(task)
         raise TrialFailed(_request_failure(metrics))
-    return Step(level, result, metrics)
+    kept = replace(result, warmup=(), gaps_s=())  # all that is wanted of these is known
+    return Step(level, kept, metrics, telemetry.figures)
 
 
 def _await_exit(server: RunningEngine) -> None:

@@ -62,6 +62,8 @@ class Deployment:
 def best_deployment(results: StudyResults) -> Deployment:
     """The best configuration of a study; StudyError where none finished."""
     about, best = results.about, summary(results).best
+    if about.get("kind") == "bench":
+        raise StudyError(f"{about['study']} measured a server that ran already: nothing to launch")
     if best is None:
         raise StudyError(
             f"study {about['study']} has no configuration to recommend: none finished within its SLOs"

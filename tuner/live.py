@@ -82,10 +82,12 @@ def report_line(report: Report) -> str:
         return f"failed ({failure.stage}): {failure.cause}: {failure.detail}\n{failure.evidence}".rstrip()
     assert report.step is not None
     metrics, level = report.step.metrics, report.step.level
-    parts = [f"{level.scenario} at {level.concurrency}:"]
+    parts = [f"{level}:"]
     for name in ("latency", "ttft", "tpot"):
         values = getattr(metrics, name)
         if values is not None:
             parts.append(f"{name} mean {values.mean * 1e3:.1f} ms, p99 {values.p99 * 1e3:.1f} ms;")
     parts.append(f"{metrics.output_tok_s:,.0f} output tok/s, {metrics.requests_ok} requests")
+    if limit := report.step.client_limit:
+        parts.append(f"(the load client was the limit: {limit})")
     return " ".join(parts)

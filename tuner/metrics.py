@@ -6,14 +6,16 @@ order statistics (numpy's default, type 7 of Hyndman & Fan 1996).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
 PERCENTILES = (50, 90, 95, 99)
+_BATCHES = {20: (10, 2.262), 10: (5, 2.776)}  # from so many values: batches, Student's t at 0.975
 
 
 class RequestError(StrEnum):
@@ -32,6 +34,8 @@ class RequestRecord:
 
     `sent_s` counts from the start of the measured window. `ttft_s` and `e2e_s` count from the moment
     at which the request was sent (None for what never came). Token counts are the server's `usage`.
+    In an open loop `sent_s` is when the request was *due*, so that a stalled server or client cannot hide
+    behind requests that were not sent; `late_s` is how long after that it was sent.
     """
 
     sent_s: float
@@ -41,6 +45,7 @@ class RequestRecord:
     output_tokens: int
     error: RequestError | None = None
     status: int | None = None
+    late_s: float | None = None
 
     @property
     def tpot_s(self) -> float | None:
@@ -52,7 +57,10 @@ class RequestRecord:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Mean and percentiles of one latency, in seconds, over `n` requests."""
+    """Mean and percentiles of one latency, in seconds, over `n` requests (of ITL: gaps).
+
+    `ci95` is the half width of the 95 % confidence interval of the mean; None for fewer than 10 requests.
+    """
 
     mean: float
     p50: float
@@ -60,19 +68,40 @@ class Distribution:
     p95: float
     p99: float
     n: int
+    ci95: float | None = None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Distribution | None:
-        """The distribution of `values` (s); None where there are none."""
-        if not values:
+        """The distribution of `values` (s), in the order of time; None where there are none."""
+        if not len(values):
             return None
         p50, p90, p95, p99 = (float(p) for p in np.percentile(values, PERCENTILES))
-        return cls(float(np.mean(values)), p50, p90, p95, p99, len(values))
+        return cls(float(np.mean(values)), p50, p90, p95, p99, len(values), _half_width(values))
+
+
+def _half_width(values: Sequence[float]) -> float | None:
+    """Of the 95 % confidence interval of the mean, by batch means.
+
+    Latencies of requests that run side by side resemble each other, so their spread alone would promise too
+    much; the means of 10 successive batches (5 of a few values) are nearly independent (Law, Simulation
+    Modeling and Analysis, section 9.5.3; Schmeiser 1982 advises 10 to 30 batches).
+    """
+    for fewest, (batches, quantile) in _BATCHES.items():
+        if len(values) >= fewest:
+            means = [np.mean(batch) for batch in np.array_split(np.asarray(values), batches)]
+            return quantile * float(np.std(means, ddof=1)) / math.sqrt(batches)
+    return None
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What one load level showed. Latencies are of the requests that succeeded."""
+    """What one load level showed. Latencies are of the requests that succeeded.
+
+    `itl` is the time between successive reads that brought tokens, of all requests together: with TPOT's
+    mean, but with the stalls that a mean over a request hides. `goodput` is the requests per second that
+    kept every promise (None without promises). `late` is by how much requests were sent after they were
+    due; None in a closed loop.
+    """
 
     latency: Distribution | None
     ttft: Distribution | None
@@ -84,16 +113,15 @@ class Metrics:
     input_tok_s: float = 0.0
     output_tok_s: float = 0.0
     gpus: int = 1
+    requests_per_s: float = 0.0
+    goodput: float | None = None
+    itl: Distribution | None = None
+    late: Distribution | None = None
 
     @property
     def total_tok_s(self) -> float:
         """Input and output tokens per second."""
         return self.input_tok_s + self.output_tok_s
-
-    @property
-    def requests_per_s(self) -> float:
-        """Successful requests per second."""
-        return self.requests_ok / self.duration_s if self.duration_s > 0 else 0.0
 
     @property
     def success_rate(self) -> float:
@@ -102,19 +130,35 @@ class Metrics:
         return self.requests_ok / sent if sent else 0.0
 
 
-def summarise(records: Iterable[RequestRecord], *, window_s: float, gpus: int) -> Metrics:
+def summarise(
+    records: Iterable[RequestRecord],
+    *,
+    window_s: float,
+    gpus: int,
+    warmup: Sequence[RequestRecord] = (),
+    gaps_s: Sequence[float] = (),
+    promises: Mapping[str, float] | None = None,
+) -> Metrics:
     """Metrics of one load level.
 
     Latencies are of every request sent in the window of `window_s` seconds and answered, also of those
-    that ended after it. Throughput counts what happened *inside* the window: input tokens at the first
-    token's time, output tokens spread evenly between first and last token, so that requests in flight
-    at the window's end count with the part that was served (clients that drop them read low).
+    that ended after it. Rates count what happened *inside* the window: input tokens at the first token's
+    time, output tokens spread evenly between first and last token, so that requests in flight at either
+    end of it (`warmup` are those that were sent before it) count with the part that was served in it;
+    clients that drop them read low. A request counts in requests per second, and in the goodput, with the
+    share of its output that came inside.
+
+    `gaps_s` are the times between reads of tokens. `promises` are latencies (`latency`, `ttft`, `tpot`) and
+    what each request must keep to, in s.
     """
     everything = list(records)
-    good = [r for r in everything if r.error is None and r.e2e_s is not None and r.ttft_s is not None]
-    input_tokens = sum(r.input_tokens * (r.sent_s + (r.ttft_s or 0.0) <= window_s) for r in good)
-    output_tokens = sum(_tokens_inside(r, window_s) for r in good)
+    good = [r for r in everything if _answered(r)]
+    served = [(r, _inside(r, window_s)) for r in [*filter(_answered, warmup), *good]]
+    input_tokens = sum(r.input_tokens * (0 <= _first_s(r) <= window_s) for r, _ in served)
+    output_tokens = sum(r.output_tokens * share for r, share in served)
+    kept = [share for r, share in served if _keeps(r, promises or {})]
     errors = Counter(str(r.error) for r in everything if r.error is not None)
+    per_s = 1 / window_s if window_s > 0 else 0.0
     return Metrics(
         latency=Distribution.of([r.e2e_s for r in good if r.e2e_s is not None]),
         ttft=Distribution.of([r.ttft_s for r in good if r.ttft_s is not None]),
@@ -123,18 +167,38 @@ def summarise(records: Iterable[RequestRecord], *, window_s: float, gpus: int) -
         requests_ok=len(good),
         requests_failed=len(everything) - len(good),
         errors=dict(errors),
-        input_tok_s=input_tokens / window_s if window_s > 0 else 0.0,
-        output_tok_s=output_tokens / window_s if window_s > 0 else 0.0,
+        input_tok_s=input_tokens * per_s,
+        output_tok_s=output_tokens * per_s,
         gpus=gpus,
+        requests_per_s=sum(share for _, share in served) * per_s,
+        goodput=sum(kept) * per_s if promises else None,
+        itl=Distribution.of(gaps_s),
+        late=Distribution.of([r.late_s for r in everything if r.late_s is not None]),
     )
 
 
-def _tokens_inside(record: RequestRecord, window_s: float) -> float:
-    """Output tokens of a successful request that arrived before `window_s`."""
-    assert record.ttft_s is not None and record.e2e_s is not None
-    first, last = record.sent_s + record.ttft_s, record.sent_s + record.e2e_s
-    if last <= window_s:
-        return record.output_tokens
-    if first > window_s:
+def _answered(record: RequestRecord) -> bool:
+    return record.error is None and record.e2e_s is not None and record.ttft_s is not None
+
+
+def _first_s(record: RequestRecord) -> float:
+    """When an answered request's first token came, in the window's time."""
+    return record.sent_s + (record.ttft_s or 0.0)
+
+
+def _inside(record: RequestRecord, window_s: float) -> float:
+    """Share of an answered request's output tokens that came between 0 and `window_s`."""
+    assert record.e2e_s is not None
+    first, last, tokens = _first_s(record), record.sent_s + record.e2e_s, record.output_tokens
+    if first >= 0 and last <= window_s:
+        return 1.0
+    if last < 0 or first > window_s or first == last:
         return 0.0
-    return 1 + (record.output_tokens - 1) * (window_s - first) / (last - first)
+    alone = 1 / tokens if tokens else 0.0  # the first token's share
+    return (first >= 0) * alone + (1 - alone) * (min(last, window_s) - max(first, 0.0)) / (last - first)
+
+
+def _keeps(record: RequestRecord, promises: Mapping[str, float]) -> bool:
+    """Whether an answered request kept every promise; one token keeps any on the time per token."""
+    seen = {"latency": record.e2e_s, "ttft": record.ttft_s, "tpot": record.tpot_s}
+    return all((value := seen[name]) is None or value <= most for name, most in promises.items())

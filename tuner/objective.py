@@ -110,6 +110,17 @@ class Slo:
     terms: tuple[SloTerm, ...] = ()
     steepness: float = 0.1
 
+    @property
+    def of_each_request(self) -> dict[str, float]:
+        """What a request must keep to (s), by latency, to count in the goodput: the loosest promise on it.
+
+        A promise on the mean and one on the 99th percentile are both kept by requests between the two.
+        """
+        limits: dict[str, float] = {}
+        for term in self.terms:
+            limits[term.latency] = max(limits.get(term.latency, 0.0), term.threshold_s)
+        return limits
+
     def judge(self, levels: Sequence[Metrics]) -> SloVerdict:
         """Every term at every load level; the worst level of each term counts."""
         worst = {term: max((term.violation(level) for level in levels), default=0.0) for term in self.terms}

@@ -79,7 +79,7 @@ TRIALS = _schema(
     ("log_path", _TEXT),
 )
 
-LATENCIES = ("latency", "ttft", "tpot")
+LATENCIES = ("latency", "ttft", "tpot", "itl")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 
 STEPS = _schema(
@@ -88,19 +88,33 @@ STEPS = _schema(
     ("step", _I32),
     ("scenario", _TEXT),
     ("concurrency", _I32),
+    ("request_rate", _F64),
     ("duration_s", _F64),
     ("requests_ok", _I32),
     ("requests_failed", _I32),
     ("errors", _TEXT),
     *((f"{latency}_{statistic}_s", _F64) for latency in LATENCIES for statistic in STATISTICS),
+    *((f"{latency}_ci95_s", _F64) for latency in LATENCIES),
     ("input_tok_s", _F64),
     ("output_tok_s", _F64),
     ("total_tok_s", _F64),
     ("total_tok_s_per_gpu", _F64),
     ("output_tok_s_per_gpu", _F64),
     ("requests_per_s", _F64),
+    ("goodput", _F64),
     ("success_rate", _F64),
     ("client_lag_s", _F64),
+    ("client_lag_p99_s", _F64),
+    ("client_cpu", _F64),
+    ("client_limit", _TEXT),
+    ("late_p99_s", _F64),
+    ("requests_held", _I32),
+    ("engine_running_mean", _F64),
+    ("engine_queued_mean", _F64),
+    ("engine_queued_max", _F64),
+    ("engine_kv_use_mean", _F64),
+    ("engine_kv_use_max", _F64),
+    ("engine_cache_hit_rate", _F64),
 )
 
 REQUESTS = _schema(
@@ -116,6 +130,7 @@ REQUESTS = _schema(
     ("output_tokens", _I64),
     ("error", _TEXT),
     ("http_status", _I32),
+    ("late_s", _F64),
 )
 
 TABLES = {"requests": REQUESTS, "steps": STEPS, "trials": TRIALS}  # in the order of writing

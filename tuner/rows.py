@@ -20,7 +20,7 @@ class TrialInfo:
     """What identifies a trial and where it ran."""
 
     number: int
-    kind: str  # "baseline", "search" or "confirm"
+    kind: str  # "baseline", "search", "confirm" or "bench"
     config: Config
     gpu_ids: Sequence[str]
     started_at: datetime
@@ -112,10 +112,11 @@ def _objectives(task: Task, report: Report) -> str | None:
 
 def step_row(step: Step) -> dict[str, Any]:
     """Columns of `steps` without study, trial and step."""
-    metrics = step.metrics
+    metrics, closed = step.metrics, step.level.request_rate is None
     row: dict[str, Any] = {
         "scenario": str(step.level.scenario),
-        "concurrency": step.level.concurrency,
+        "concurrency": step.level.concurrency if closed else None,
+        "request_rate": step.level.request_rate,
         "duration_s": metrics.duration_s,
         "requests_ok": metrics.requests_ok,
         "requests_failed": metrics.requests_failed,
@@ -126,14 +127,22 @@ def step_row(step: Step) -> dict[str, Any]:
         "total_tok_s_per_gpu": metrics.total_tok_s / metrics.gpus,
         "output_tok_s_per_gpu": metrics.output_tok_s / metrics.gpus,
         "requests_per_s": metrics.requests_per_s,
+        "goodput": metrics.goodput,
         "success_rate": metrics.success_rate,
         "client_lag_s": step.load.client_lag_s,
+        "client_lag_p99_s": step.load.client_lag_p99_s,
+        "client_cpu": step.load.client_cpu,
+        "client_limit": step.client_limit,
+        "late_p99_s": None if metrics.late is None else metrics.late.p99,
+        "requests_held": None if closed else step.load.held,
+        **{f"engine_{name}": value for name, value in asdict(step.engine).items()},
     }
     for latency in LATENCIES:
         distribution = getattr(metrics, latency)
         for statistic in STATISTICS:
             value = None if distribution is None else getattr(distribution, statistic)
             row[f"{latency}_{statistic}_s"] = value
+        row[f"{latency}_ci95_s"] = None if distribution is None else distribution.ci95
     return row
 
 
@@ -150,6 +159,7 @@ def request_rows(step: Step) -> list[dict[str, Any]]:
             "output_tokens": request.output_tokens,
             "error": None if request.error is None else str(request.error),
             "http_status": request.status,
+            "late_s": request.late_s,
         }
         for number, request in enumerate(step.load.records)
     ]

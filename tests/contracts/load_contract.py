@@ -10,7 +10,8 @@ from contracts.scripted_server import ScriptedServer, free_port, hanging, status
 
 from tuner.load.base import LoadGenerator, LoadResult, Target
 from tuner.metrics import RequestError, summarise
-from tuner.workload import LoadLevel, parse_scenario
+from tuner.scenarios import parse_scenario
+from tuner.workload import LoadLevel
 
 MODEL = "m"
 

@@ -188,8 +188,10 @@ def _gain(results: StudyResults, objective: Objective, best: Trial, baseline: Tr
     once: log(best/baseline) ± z·se with z at 1 − 0.05/2m (Bonferroni). Of 60 made-up studies of 24
     equal trials, a plain 95 % interval found a gain in 16, this one in none.
     """
-    share = objective.gain(float(best["objective"]), float(baseline["objective"]))
-    error = standard_error(results, int(best["trial"]), int(baseline["trial"]))
+    pairs = _paired(results, int(best["trial"]), int(baseline["trial"]))
+    ours, theirs = _means(pairs) if pairs else (float(best["objective"]), float(baseline["objective"]))
+    share = objective.gain(ours, theirs)
+    error = _standard_error(pairs) if pairs else None
     if best["kind"] == "baseline" or error is None:
         return Gain(share)
     candidates = max(1, len(finished(results.trials)) - 1)
@@ -198,27 +200,47 @@ def _gain(results: StudyResults, objective: Objective, best: Trial, baseline: Tr
 
 
 def standard_error(results: StudyResults, trial: int, other: int) -> float | None:
-    """Of log(objective of `trial` / objective of `other`), by bootstrap (Efron & Tibshirani 1993, chapter 6).
+    """Of log(objective of `trial` / objective of `other`); None where requests cannot be compared."""
+    pairs = _paired(results, trial, other)
+    return _standard_error(pairs) if pairs else None
 
-    Requests are resampled within each load level, since the objective is the mean over load levels of
-    the mean over requests. The same number is the same prompt in every trial, so it is drawn for both:
-    what differs between prompts cancels. None for throughputs, and where requests are not on record.
+
+def _paired(results: StudyResults, trial: int, other: int) -> list[pd.DataFrame]:
+    """By load level, the latencies (s) of the requests that both trials answered, in two columns.
+
+    The same number is the same prompt in every trial. Where the time is up first, the slower trial has sent
+    fewer of them: the means over all that each sent would be over different prompts. Empty for throughputs,
+    and where a load level has no request in common.
     """
     one, two = _latencies(results, trial), _latencies(results, other)
-    if not one or one.keys() != two.keys():
-        return None
+    if one.keys() != two.keys():
+        return []
+    pairs = [pd.concat([one[step], two[step]], axis=1, join="inner") for step in one]
+    return pairs if all(len(pair) for pair in pairs) else []
+
+
+def _means(pairs: Sequence[pd.DataFrame]) -> tuple[float, float]:
+    """The objective of either trial over the requests that they have in common."""
+    ours, theirs = np.mean([pair.to_numpy().mean(axis=0) for pair in pairs], axis=0)
+    return float(ours), float(theirs)
+
+
+def _standard_error(pairs: Sequence[pd.DataFrame]) -> float | None:
+    """Of log(ratio of the means), by bootstrap (Efron & Tibshirani 1993, chapter 6).
+
+    Requests are resampled within each load level, since the objective is the mean over load levels of
+    the mean over requests; a prompt is drawn for both, so what differs between prompts cancels.
+    """
     rng = np.random.default_rng(0)
     means = np.zeros((RESAMPLES, 2))
-    for step in one:
-        table = pd.concat([one[step], two[step]], axis=1).to_numpy()
-        present = ~np.isnan(table)  # a slower trial sends fewer requests in the same time
-        values = np.where(present, table, 0.0)
+    for pair in pairs:
+        values = pair.to_numpy()
         for k in range(RESAMPLES):
-            times = np.bincount(rng.integers(len(table), size=len(table)), minlength=len(table))
-            means[k] += times @ values / np.maximum(times @ present, 1)
+            times = np.bincount(rng.integers(len(values), size=len(values)), minlength=len(values))
+            means[k] += times @ values / len(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = float(np.log(means[:, 0] / means[:, 1]).std())
-    return error if math.isfinite(error) else None  # a resample drew nothing: too few requests
+    return error if math.isfinite(error) else None
 
 
 def _latencies(results: StudyResults, trial: int) -> dict[Any, pd.Series[float]]:

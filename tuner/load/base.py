@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,9 +26,15 @@ class LoadResult:
 
     `window_s` is the length of the measured window: from the first measured request's sending to the
     moment at which a slot came free and stayed so, because the number or the time was reached (so the
-    concurrency is whole within it). `client_lag_s` is the longest time for which the client itself kept
-    its event loop busy; `aborted` says that the run ended early because `healthy` said no, `stalled` that
-    it did because nothing came back for any request in flight.
+    concurrency is whole within it); in an open loop, to when the next request would have been due.
+    `client_lag_s` is the longest time for which the client itself kept its event loop busy, and
+    `client_lag_p99_s` the 99th percentile of how late the loop was; `client_cpu` is the share of one core
+    that it used (a tool that does not tell has zeros). `aborted` says
+    that the run ended early because `healthy` said no, `stalled` that it did because nothing came back for
+    any request in flight. `held` counts the requests of an open loop that had to wait when they were due,
+    because as many as may be were open. `warmup` are warm-up requests that were in flight when the window
+    began, with a negative `sent_s`: what was served of them within it was throughput. `gaps_s` are the
+    times between successive reads that brought tokens, of all requests that succeeded.
     """
 
     records: tuple[RequestRecord, ...]
@@ -36,6 +42,11 @@ class LoadResult:
     client_lag_s: float = 0.0
     aborted: bool = False
     stalled: bool = False
+    held: int = 0
+    warmup: tuple[RequestRecord, ...] = ()
+    gaps_s: Sequence[float] = ()
+    client_lag_p99_s: float = 0.0
+    client_cpu: float = 0.0
 
 
 class LoadGenerator(Protocol):

@@ -1,4 +1,4 @@
-"""The native load generator: a closed loop of streamed completions. Knows nothing of engines or SLOs.
+"""The native load generator: closed or open loops of streamed completions. Knows nothing of engines or SLOs.
 
 Everything that can be done before the measured window (prompts, request bytes, connections) or after it
 (reading the answers) is done there; within it, a read costs a stamp and the HTTP framing. The garbage
@@ -11,24 +11,28 @@ import asyncio
 import gc
 import json
 import math
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from time import perf_counter
+from time import perf_counter, thread_time
+
+import numpy as np
 
 from tuner.load.base import LoadResult, Target
 from tuner.load.http import Address, Connection, Exchange, open_connection
-from tuner.load.record import record_of
-from tuner.metrics import RequestError, RequestRecord
-from tuner.workload import LoadLevel, prompts
+from tuner.load.phase import Phase
+from tuner.metrics import RequestError
+from tuner.prompts import prompts
+from tuner.workload import LoadLevel, arrivals
 
 PREPARED_BYTES = 64 * 2**20  # of requests made before the window; those beyond are made when they are sent
 PREPARED_REQUESTS = 10_000  # for the same reason: making one takes some 20 µs
-UNREAD_BYTES = 256 * 2**20  # of answers kept to be read after the window; beyond, they are read at once
 BODY_BYTES = 2**20  # that an answer may be long, and
 BODY_BYTES_PER_TOKEN = 4096  # more for each token; with 20 logprobs one takes 2 KB
 CONNECT_AT_ONCE = 32  # below the 128 that a listening socket keeps waiting by default
 BACK_OFF_S = 0.075  # after a request that failed, so that a server which refuses is not flooded
 HEALTH_POLL_S = 0.25
+TIMER_S = 0.001  # what a timer of the event loop is exact to
 LAG_TICK_S = 0.02
 
 
@@ -90,66 +94,6 @@ class Requests:
         return self.address.post("/v1/completions", json.dumps(body).encode()), tokens
 
 
-class _Phase:
-    """Some requests put on the server at a concurrency until they run out or the time is up.
-
-    `started_s` is when the first was sent, `idle_s` when a slot first came free and sent no other one.
-    """
-
-    def __init__(self, numbers: range, concurrency: int, max_time_s: float) -> None:
-        self.slots = min(concurrency, len(numbers))
-        self.started_s = perf_counter()
-        self.stop_s = self.started_s + max_time_s
-        self.idle_s = math.inf
-        self._numbers = iter(numbers)
-        self._in_flight: set[Exchange] = set()
-        self._unread: list[Exchange] = []
-        self._unread_bytes = 0
-        self._records: list[RequestRecord] = []
-
-    def next_number(self) -> int | None:
-        """The number of the next request to send; None when there is no other."""
-        number = next(self._numbers, None) if perf_counter() < self.stop_s else None
-        if number is None:
-            self.idle_s = min(self.idle_s, perf_counter())
-        return number
-
-    def began(self, exchange: Exchange) -> None:
-        """Takes note of an exchange in flight."""
-        self._in_flight.add(exchange)
-
-    def ended(self, exchange: Exchange) -> None:
-        """Takes note of its end. It is read later, unless very much waits to be read."""
-        self._in_flight.remove(exchange)
-        self._unread.append(exchange)
-        self._unread_bytes += len(exchange.body)
-        if self._unread_bytes > UNREAD_BYTES:
-            self._read()
-
-    def quiet_s(self) -> float:
-        """For how long nothing has come back for any request in flight; 0 where none is."""
-        latest = max((e.stamps[-1] if e.stamps else e.sent_s for e in self._in_flight), default=math.inf)
-        return max(perf_counter() - latest, 0.0)
-
-    def records(self, unfinished: RequestError) -> tuple[RequestRecord, ...]:
-        """A record of each request in the order of sending; those still in flight failed by `unfinished`."""
-        for exchange in self._in_flight:
-            exchange.fault = unfinished
-        self._unread.extend(self._in_flight)
-        self._in_flight.clear()
-        self._read()
-        return tuple(sorted(self._records, key=lambda record: record.sent_s))
-
-    def window_s(self, over_s: float) -> float:
-        """How long the concurrency was whole, in a run that was over at `over_s`."""
-        return max(min(self.idle_s, self.stop_s, over_s) - self.started_s, 0.0)
-
-    def _read(self) -> None:
-        self._records += [record_of(exchange, self.started_s) for exchange in self._unread]
-        self._unread.clear()
-        self._unread_bytes = 0
-
-
 class _Run:
     """One run: a warm-up and a measured phase over the same connections."""
 
@@ -158,8 +102,9 @@ class _Run:
         self._level = level
         self._spare: list[Connection] = []
         self._opened: set[Connection] = set()
-        self._phase = _Phase(range(0), 0, 0.0)
-        self._lag_s = 0.0
+        self._phase = self._warmup = Phase(range(0), 0.0)
+        self._lags_s = array("d")
+        self._began_s, self._cpu_s = perf_counter(), thread_time()
 
     async def measure(self, healthy: Callable[[], bool], deadline_s: float, stall_s: float) -> LoadResult:
         """Drives the load until it is served, `healthy` says no, it stalls, or the deadline is there."""
@@ -172,6 +117,7 @@ class _Run:
                 aborted = not driving.done() and not healthy()
                 stalled = not driving.done() and self._phase.quiet_s() > stall_s
             over_s = perf_counter()
+            cpu = (thread_time() - self._cpu_s) / max(over_s - self._began_s, LAG_TICK_S)
             if driving.done():
                 driving.result()  # raises what went wrong in this program, if anything did
         finally:
@@ -182,16 +128,40 @@ class _Run:
                 connection.close()
         unfinished = RequestError.CONNECTION if aborted else RequestError.TIMEOUT
         phase = self._phase
-        return LoadResult(phase.records(unfinished), phase.window_s(over_s), self._lag_s, aborted, stalled)
+        return LoadResult(
+            records=phase.records(unfinished),
+            window_s=phase.window_s(over_s),
+            client_lag_s=max(self._lags_s, default=0.0),
+            aborted=aborted,
+            stalled=stalled,
+            held=phase.held,
+            warmup=() if phase is self._warmup else self._warmup.records(unfinished),
+            gaps_s=phase.gaps_s,
+            client_lag_p99_s=float(np.percentile(self._lags_s, 99)) if self._lags_s else 0.0,
+            client_cpu=cpu,
+        )
 
     async def _drive(self) -> None:
-        """Connects, warms up and waits for the end of that, then measures and waits for the end of that."""
+        """Connects, warms up and measures, without a pause between the two."""
+        level, total = self._level, self._level.warmup_requests + self._level.max_requests
+        rate = level.request_rate
+        await self._connect(min(level.concurrency, total, total if rate is None else math.ceil(rate)))
+        self._phase = self._warmup = Phase(range(level.warmup_requests), math.inf)
+        if rate is not None:
+            await self._keep_rate()
+            return
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(level.concurrency, total)):
+                group.create_task(self._keep_busy())
+
+    def _measure_from(self, started_s: float) -> Phase:
+        """The measured phase; requests of the warm-up may still be in flight."""
         level = self._level
-        warmup, measured = level.warmup_requests, level.max_requests
-        await self._connect(min(level.concurrency, max(warmup, measured)))
-        await self._serve(_Phase(range(warmup), level.concurrency, math.inf))
-        numbers = range(warmup, warmup + measured)
-        await self._serve(_Phase(numbers, level.concurrency, level.max_time_s))
+        numbers = range(level.warmup_requests, level.warmup_requests + level.max_requests)
+        self._phase = Phase(numbers, level.max_time_s, started_s)
+        self._lags_s, self._began_s, self._cpu_s = array("d"), perf_counter(), thread_time()
+        self._warmup.goes_on(started_s)
+        return self._phase
 
     async def _connect(self, count: int) -> None:
         """Opens connections, a few at a time so that no server's backlog overflows; failures show later."""
@@ -206,18 +176,21 @@ class _Run:
             for _ in range(count):
                 group.create_task(connect())
 
-    async def _serve(self, phase: _Phase) -> None:
-        self._phase, self._lag_s = phase, 0.0
-        async with asyncio.TaskGroup() as group:
-            for _ in range(phase.slots):
-                group.create_task(self._keep_busy(phase))
+    def _next(self) -> tuple[int, Phase] | None:
+        """The next request of a closed loop, by number, and its phase; None when there is no other."""
+        if self._phase is self._warmup:
+            if (number := self._warmup.next_number()) is not None:
+                return number, self._warmup
+            self._measure_from(perf_counter())
+        number = self._phase.next_number()
+        return None if number is None else (number, self._phase)
 
-    async def _keep_busy(self, phase: _Phase) -> None:
-        """One slot of the concurrency: a request after the other."""
+    async def _keep_busy(self) -> None:
+        """One stream of a closed loop: it sends its next request when the last one has ended."""
         connection = self._spare.pop() if self._spare else None
-        while (number := phase.next_number()) is not None:
-            request, tokens = self._requests[number]
-            exchange = Exchange(tokens, BODY_BYTES + BODY_BYTES_PER_TOKEN * tokens, perf_counter())
+        while (following := self._next()) is not None:
+            number, phase = following
+            request, exchange = self._new(number)
             phase.began(exchange)
             connection = await self._exchange(connection, request, exchange)
             phase.ended(exchange)
@@ -225,6 +198,38 @@ class _Run:
                 await asyncio.sleep(BACK_OFF_S)
         if connection is not None:
             self._spare.append(connection)
+
+    async def _keep_rate(self) -> None:
+        """An open loop: each request is sent when it is due, whatever became of those before it."""
+        level, phase, origin_s = self._level, self._phase, perf_counter()
+        room = asyncio.Semaphore(level.concurrency)
+        async with asyncio.TaskGroup() as group:
+            for number, offset_s in enumerate(arrivals(level)):
+                due_s = origin_s + offset_s
+                if number == level.warmup_requests:
+                    phase = self._measure_from(due_s)
+                if number == level.warmup_requests + level.max_requests or due_s >= phase.stop_s:
+                    phase.idle_s = due_s
+                    break
+                await _until(due_s)
+                group.create_task(self._send(number, due_s, phase, room))
+            await _until(min(phase.idle_s, phase.stop_s))
+
+    async def _send(self, number: int, due_s: float, phase: Phase, room: asyncio.Semaphore) -> None:
+        """One request of an open loop, as soon as there is room for it."""
+        request, exchange = self._new(number, due_s)
+        phase.began(exchange)
+        phase.held += room.locked()
+        async with room:
+            connection = self._spare.pop() if self._spare else None
+            connection = await self._exchange(connection, request, exchange)
+        phase.ended(exchange)
+        if connection is not None:
+            self._spare.append(connection)
+
+    def _new(self, number: int, due_s: float | None = None) -> tuple[bytes, Exchange]:
+        request, tokens = self._requests[number]
+        return request, Exchange(tokens, BODY_BYTES + BODY_BYTES_PER_TOKEN * tokens, perf_counter(), due_s)
 
     async def _exchange(
         self, connection: Connection | None, request: bytes, exchange: Exchange
@@ -256,11 +261,17 @@ class _Run:
         return connection
 
     async def _watch_lag(self) -> None:
-        """Keeps the longest time by which the loop was late for a tick."""
+        """Keeps by how much the loop was late for each tick."""
         while True:
             due_s = perf_counter() + LAG_TICK_S
             await asyncio.sleep(LAG_TICK_S)
-            self._lag_s = max(self._lag_s, perf_counter() - due_s)
+            self._lags_s.append(max(perf_counter() - due_s, 0.0))
+
+
+async def _until(due_s: float) -> None:
+    """Returns at `due_s` (`perf_counter`), not before: timers are of whole milliseconds, the rest is spun."""
+    while (left_s := due_s - perf_counter()) > 0:
+        await asyncio.sleep(left_s if left_s > TIMER_S else 0)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -27,20 +27,27 @@ CONNECT_TIMEOUT_S = 10.0
 class Exchange:
     """One request and what came back for it.
 
-    `asked_tokens` is how many were asked for. `sent_s` and `stamps` are `perf_counter` times; `ends[i]` is
-    the length of `body` after the read stamped `stamps[i]`. `finished_s` is when the response ended as its
-    framing promised, or else when the `fault` was met.
+    `asked_tokens` is how many were asked for. `sent_s` and `stamps` are `perf_counter` times, and so is
+    `due_s`, when it was to be sent in an open loop; `ends[i]` is the length of `body` after the read stamped
+    `stamps[i]`. `finished_s` is when the response ended as its framing promised, or else when the `fault`
+    was met.
     """
 
     asked_tokens: int
     body_limit_bytes: int
     sent_s: float
+    due_s: float | None = None
     finished_s: float | None = None
     status: int | None = None
     fault: RequestError | None = None
     body: bytearray = field(default_factory=bytearray)
     stamps: array[float] = field(default_factory=lambda: array("d"))
     ends: array[int] = field(default_factory=lambda: array("Q"))
+
+    @property
+    def counts_from_s(self) -> float:
+        """When its latencies begin."""
+        return self.sent_s if self.due_s is None else self.due_s
 
     @property
     def unserved(self) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from http import HTTPStatus
+from operator import sub
 
 from tuner.load.http import Exchange
 from tuner.load.sse import Answer, read_answer
 from tuner.metrics import RequestError, RequestRecord
+
+_SAME_S = 1e-7  # stamps are nearer to each other only by rounding
 
 
 def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
@@ -18,21 +22,32 @@ def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
     answer = read_answer(exchange.body)
     error = _error(exchange, answer)
     return RequestRecord(
-        sent_s=exchange.sent_s - started_s,
+        sent_s=exchange.counts_from_s - started_s,
         ttft_s=_seconds_to(answer.first, exchange),
         e2e_s=_seconds_to(answer.last, exchange) if error is None else None,
         input_tokens=answer.input_tokens or 0,
         output_tokens=answer.output_tokens or 0,
         error=error,
         status=exchange.status,
+        late_s=None if exchange.due_s is None else exchange.sent_s - exchange.due_s,
     )
 
 
+def gaps_of(exchange: Exchange, record: RequestRecord) -> array[float]:
+    """Seconds between successive reads from the first token to the last, of a request that succeeded."""
+    if record.error is not None or record.ttft_s is None or record.e2e_s is None:
+        return array("f")
+    first, last = (exchange.counts_from_s + seconds for seconds in (record.ttft_s, record.e2e_s))
+    reads = exchange.stamps[bisect_left(exchange.stamps, first - _SAME_S) :]
+    reads = reads[: bisect_left(reads, last + _SAME_S)]
+    return array("f", map(sub, reads[1:], reads))
+
+
 def _seconds_to(offset: int | None, exchange: Exchange) -> float | None:
-    """Seconds from sending to the read with which the body reached `offset`."""
+    """Seconds from sending, or from when it was due, to the read with which the body reached `offset`."""
     if offset is None:
         return None
-    return exchange.stamps[bisect_left(exchange.ends, offset)] - exchange.sent_s
+    return exchange.stamps[bisect_left(exchange.ends, offset)] - exchange.counts_from_s
 
 
 def _error(exchange: Exchange, answer: Answer) -> RequestError | None:

@@ -211,15 +211,16 @@ def front_plot(results: StudyResults, answer: Summary) -> Figure:
 
 
 def _draw_tradeoff(axes: Axes, steps: pd.DataFrame, answer: Summary) -> None:
-    by_level = steps.groupby("concurrency")
+    loads = steps.sort_values(["concurrency", "request_rate"]).apply(words.load_text, axis=1)
     markers = cycle("osv^Dph<>")
-    for (concurrency, level), marker in zip(by_level, markers, strict=False):
+    for load, marker in zip(loads.unique(), markers, strict=False):
+        level = steps[loads.reindex(steps.index) == load]
         options: dict[str, Any] = {
             "color": BLUE,
             "ms": 5,
             "alpha": 0.6,
             "mew": 0,
-            "label": f"{concurrency} at a time",
+            "label": load,
         }
         axes.plot(level["latency"], level[_THROUGHPUT], marker, **options)
     front = pareto(steps, "latency", _THROUGHPUT)

@@ -101,6 +101,18 @@ def against_default(flag: str, value: Any, baseline: Trial | None) -> str:
     return "as by default" if default == (value,) else f"default {value_text(default[0])}"
 
 
+def level_text(row: Mapping[str, Any]) -> str:
+    """`D(100,100), 8 at a time`: a load level by its row of `steps`."""
+    return f"{row['scenario']}, {load_text(row)}"
+
+
+def load_text(row: Mapping[str, Any]) -> str:
+    """`8 at a time` or `2.5 requests/s`: the load alone."""
+    if pd.isna(row["request_rate"]):
+        return f"{row['concurrency']:.0f} at a time"
+    return f"{row['request_rate']:g} requests/s"
+
+
 def engine_text(name: str, version: str | None) -> str:
     """`sglang 0.5.23`; a version that says the name itself is enough."""
     return str(version) if version and version.startswith(name) else f"{name} {version or ''}".strip()
@@ -147,6 +159,18 @@ def display_unit(objective: Objective) -> Unit:
 
 def _short(objective: Objective) -> str:
     return objective.name.removeprefix("minimize_").removeprefix("maximize_").replace("_", " ")
+
+
+def client_limit_sentence(results: StudyResults) -> str:
+    """Which load levels tell of the load client rather than of the engine; empty where none does."""
+    limited = results.steps[results.steps["client_limit"].notna()]
+    if limited.empty:
+        return ""
+    trials = ", ".join(str(trial) for trial in sorted(limited["trial"].unique())[:10])
+    return (
+        f"In {len(limited)} of {len(results.steps)} load levels the load client was the limit, not the "
+        f"engine (trials {trials}): {limited.iloc[0]['client_limit']}. Give it more CPU, or put less load on."
+    )
 
 
 def headline(answer: Summary) -> str:
@@ -210,6 +234,14 @@ def slo_sentence(answer: Summary) -> str:
         worst = answer.best["slo_worst"], float(answer.best["slo_worst_violation"])
         return f"the best configuration misses {worst[0]} by {percent(worst[1])}; {met}"
     return f"never met; nearest is trial {slo.nearest}: {violation_text(slo)}"
+
+
+def promises_text(trial: Trial) -> str:
+    """`all kept` or `broken: ttft p95 by 12 %`, of one trial."""
+    if is_true(trial["slo_met"]):
+        return "all kept"
+    violation = float(trial["slo_worst_violation"])
+    return f"broken: {trial['slo_worst']} by {percent(violation)} at its worst load level"
 
 
 def violation_text(slo: SloStatus) -> str:

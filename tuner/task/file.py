@@ -40,7 +40,14 @@ def load_task(path: str | Path) -> Task:
     data = _parse(content, str(path), yaml=path.suffix.lower() in {".yaml", ".yml"})
     if isinstance(data, dict):
         data.setdefault("task_name", path.stem)
+        _place_dataset(data.get("benchmark"), path.parent)
     return make_task(data, str(path))
+
+
+def _place_dataset(benchmark: Any, folder: Path) -> None:
+    """Makes a relative path of a data set one that holds from anywhere: it counts from the task file."""
+    if isinstance(benchmark, dict) and isinstance(dataset := benchmark.get("dataset"), str) and dataset:
+        benchmark["dataset"] = str((folder / dataset).absolute())
 
 
 def make_task(data: Any, source: str = "task") -> Task:

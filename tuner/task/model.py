@@ -7,6 +7,7 @@ give: its `space`, `objective`, `slo_terms` and `levels()`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -15,10 +16,13 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tuner import objective as scoring
 from tuner import space as spaces
+from tuner.datasets import read_dataset
 from tuner.registry import unknown_engine
+from tuner.scenarios import parse_scenario
 from tuner.task.fields import FlagName, Prose, Seconds, Section, Text, Value, VariableName, refuse, shown
 from tuner.task.parameters import CategoricalSpec, ConstraintSpec, IntegerSpec, Parameter
-from tuner.workload import LoadLevel, parse_scenario
+from tuner.vocabulary import vocabulary_of
+from tuner.workload import Arrivals, LoadLevel
 
 DEFAULT_MODEL = "llama-3.2-1b-instruct"  # only where the simulator serves it
 # The documents' own space, for a task that names no parameters.
@@ -221,24 +225,62 @@ class Benchmark(Section):
     task: Literal["text-to-text"] = "text-to-text"
     tool: Literal["native"] = Field("native", description="The load generator.")
     model_name: Text | None = Field(None, description="Name under which the model is served and asked for.")
-    model_tokenizer: Text | None = Field(None, description="Recorded; tokens are counted by the server.")
+    model_tokenizer: Text | None = Field(
+        None,
+        description="A folder with the model's tokenizer.json, for prompts of exact lengths; "
+        "default: model.id_or_path.",
+    )
     traffic_scenarios: list[Annotated[str, AfterValidator(_scenario)]] = Field(
         ["D(100,100)"], min_length=1, max_length=1000
     )
+    dataset: Text | None = Field(
+        None, min_length=1, description="File of the scenario `dataset`: JSON lines, or ShareGPT's format."
+    )
     num_concurrency: list[Annotated[int, Field(ge=1, le=4096)]] = Field([4, 8], min_length=1, max_length=1000)
+    request_rate: list[Annotated[float, Field(gt=0, le=10_000)]] | None = Field(
+        None, min_length=1, max_length=1000, description="Requests per second, in place of num_concurrency."
+    )
+    arrivals: Arrivals = Field("poisson", description="Of a request_rate: gaps at random, or all the same.")
+    max_concurrency: int = Field(
+        1024, ge=1, le=65_536, description="Requests of a request_rate that may be open at once."
+    )
     max_time_per_iteration: Seconds = Field(30.0, description="Seconds of sending in one load level.")
     max_requests_per_iteration: int = Field(
         100, ge=1, le=1_000_000, description="Requests of one load level."
     )
     warmup_requests: int | None = Field(
         None, ge=0, le=10_000, description="Requests before each load level, out of the figures; "
-        "default: as many as the level's concurrency."
+        "default: as many as the level's concurrency, or a tenth of the requests of a request_rate."
     )  # fmt: skip
     keep_cache: bool = Field(False, description="Keep cached prefixes from one load level to the next.")
     max_error_rate: float = Field(0.05, ge=0, lt=1, description="A load level with more has failed.")
     additional_params: Annotated[dict[str, Any], AfterValidator(_body_params)] = Field(
         {}, description="Sent with every request."
     )
+
+    def loads(self) -> list[tuple[int, float | None, int]]:
+        """(most requests at once, rate, usual warm-up requests) of each load, in the file's order."""
+        if self.request_rate is None:
+            return [(concurrency, None, concurrency) for concurrency in self.num_concurrency]
+        warmup = math.ceil(self.max_requests_per_iteration / 10)
+        return [(self.max_concurrency, float(rate), warmup) for rate in self.request_rate]
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(key, message) of keys that do not go together."""
+        given, found = self.model_fields_set, []
+        if self.request_rate is None:
+            lost = sorted(given & {"arrivals", "max_concurrency"})
+            found += [(key, "is for a request_rate, and there is none") for key in lost]
+        elif "num_concurrency" in given:
+            found.append(("request_rate", "stands in place of num_concurrency; leave one of them out"))
+        if ("dataset" in self.traffic_scenarios) != (self.dataset is not None):
+            found.append(("dataset", "goes with the scenario `dataset` in traffic_scenarios; give both"))
+        elif self.dataset is not None:
+            try:
+                read_dataset(self.dataset)
+            except ValueError as error:
+                found.append(("dataset", f"{self.dataset}: {error}"))
+        return found
 
 
 def _engine(name: str) -> str:
@@ -304,7 +346,7 @@ class Task(Section):
         return self.benchmark.model_name or self.model.id_or_path
 
     def levels(self, seed: int) -> tuple[LoadLevel, ...]:
-        """The load levels of one trial: every scenario at every concurrency, in the file's order."""
+        """The load levels of one trial: every scenario at every concurrency or rate, in the file's order."""
         load = self.benchmark
         return tuple(
             LoadLevel(
@@ -312,11 +354,15 @@ class Task(Section):
                 concurrency=concurrency,
                 max_requests=load.max_requests_per_iteration,
                 max_time_s=load.max_time_per_iteration,
-                warmup_requests=concurrency if load.warmup_requests is None else load.warmup_requests,
+                warmup_requests=warmup if load.warmup_requests is None else load.warmup_requests,
                 seed=seed,
+                request_rate=rate,
+                arrivals=load.arrivals,
+                dataset=load.dataset or "",
+                vocabulary=vocabulary_of(load.model_tokenizer or self.model.id_or_path),
             )
             for scenario in load.traffic_scenarios
-            for concurrency in load.num_concurrency
+            for concurrency, rate, warmup in load.loads()
         )
 
     def gpu_range(self, gpus: Callable[[Mapping[str, Any]], int]) -> tuple[int, int]:
@@ -331,6 +377,7 @@ class Task(Section):
         found = []
         for path, flags in (("parameters", self.parameters), ("engine.args", self.engine.args)):
             found += [(f"{path}.{flag}", RESERVED[flag]) for flag in flags if flag in RESERVED]
+        found += [(f"benchmark.{key}", message) for key, message in self.benchmark.problems()]
         if self.engine.command and self.engine.python:
             found.append(("engine.command", "names the interpreter as well; leave engine.python out"))
         for flag in sorted(self.engine.args.keys() & self.parameters.keys()):

@@ -12,8 +12,8 @@ from tuner.engines.simulator.virtual import build, closed_loop
 from tuner.failures import Cause, Failure, Stage
 from tuner.metrics import Metrics, RequestRecord, summarise
 from tuner.objective import Score, score
+from tuner.prompts import prompts
 from tuner.task import Task
-from tuner.workload import prompts
 
 Config = Mapping[str, Any]
 

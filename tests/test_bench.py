@@ -1,0 +1,209 @@
+"""`tuner bench`: a server that runs already is measured, reported and kept; nothing is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contracts.scripted_server import Call, Script, ScriptedServer, free_port, status, streaming
+
+from tuner.bench import bench
+from tuner.cli import main
+from tuner.engines.attached import Attached
+from tuner.errors import StudyError, UsageError
+from tuner.export import best_deployment
+from tuner.results import ResultStore, default_root, studies
+from tuner.task import Task, make_task
+
+STATISTICS = {"mean", "p50", "p90", "p95", "p99"}
+
+
+def data(**sections: Any) -> dict[str, Any]:
+    load = {"traffic_scenarios": ["D(7,5)"], "num_concurrency": [1, 2], "max_requests_per_iteration": 6}
+    return {"model": {"id_or_path": "m"}, **sections, "benchmark": load | sections.get("benchmark", {})}
+
+
+def task(**sections: Any) -> Task:
+    return make_task(data(**sections))
+
+
+def serving(models: Sequence[str] = ("served",), answer: Script | None = None) -> Script:
+    """A server that lists `models`, tells a version, and answers completions by `answer`."""
+    answer = answer or streaming(pause_s=0.001)
+
+    async def script(call: Call) -> None:
+        if call.path == "/v1/completions":
+            await answer(call)
+        elif call.path == "/v1/models":
+            await _reply(call, {"data": [{"id": name} for name in models]})
+        elif call.path == "/version":
+            await _reply(call, {"version": "9.9"})
+        else:
+            await status(404)(call)
+
+    return script
+
+
+async def _reply(call: Call, value: Any) -> None:
+    body = json.dumps(value).encode()
+    await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+def tuner(*words: str) -> int:
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+# The server that is found.
+
+
+def test_it_asks_for_the_one_model_that_is_served_and_the_version() -> None:
+    with ScriptedServer(serving()) as server:
+        found = Attached(task(), server.url + "/v1/")
+    assert (found.base_url, found.model, found.version(), found.simulated) == (
+        server.url,
+        "served",
+        "9.9",
+        False,
+    )
+
+
+def test_of_many_models_it_takes_the_one_that_the_task_names() -> None:
+    with ScriptedServer(serving(["a", "m"])) as server:
+        assert Attached(task(), server.url).model == "m"
+        assert Attached(task(benchmark={"model_name": "b"}), server.url).model == "b"
+    unclear = pytest.raises(UsageError, match=r"2 models \(a, b\); give benchmark.model_name")
+    with ScriptedServer(serving(["a", "b"])) as server, unclear:
+        Attached(task(), server.url)
+    with ScriptedServer(status(404)) as server:
+        assert Attached(task(benchmark={"model_name": "b"}), server.url).model == "b"
+        with pytest.raises(UsageError, match=r"/v1/models answers 404; give benchmark\.model_name"):
+            Attached(task(), server.url)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://h", "http://", "http://h:99999", "http://[x"])
+def test_what_is_no_base_url_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="--base-url"):
+        Attached(task(), url)
+
+
+# What is measured and kept.
+
+
+def test_a_bench_is_a_study_of_one_trial(tmp_path: Path) -> None:
+    seen = []
+    with ScriptedServer(serving()) as server:
+        attached = Attached(task(), server.url, gpus=2)
+        outcome = bench(task(), attached, seed=3, results=tmp_path, watch=seen.append)
+    assert [report.finished for report in seen] == [1, 2]
+    assert outcome.exit_code == 0
+    [name] = studies(tmp_path)
+    found = ResultStore(tmp_path, name).read()
+    [trial] = found.trials.to_dict("records")
+    assert (trial["kind"], trial["engine_version"], trial["gpus"], trial["levels_finished"]) == (
+        "bench",
+        "9.9",
+        2,
+        2,
+    )
+    assert list(found.steps["requests_ok"]) == [6, 6]
+    assert (found.steps["total_tok_s_per_gpu"] == found.steps["total_tok_s"] / 2).all()
+    assert len(found.requests) == 12
+    assert found.about["base_url"] == server.url
+    with pytest.raises(StudyError, match="ran already"):
+        best_deployment(found)
+
+
+def test_the_same_seed_puts_the_same_requests_on_it(tmp_path: Path) -> None:
+    sent = []
+    for seed in (1, 1, 2):
+        with ScriptedServer(serving()) as server:
+            bench(task(), Attached(task(), server.url), seed=seed, results=tmp_path)
+        sent.append(sorted(call.raw for call in server.calls if call.path == "/v1/completions"))
+    assert sent[0] == sent[1] != sent[2]
+
+
+def test_its_cache_is_left_alone(tmp_path: Path) -> None:
+    with ScriptedServer(serving()) as server:
+        bench(task(), Attached(task(), server.url), seed=0, results=tmp_path)
+    assert not [call.path for call in server.calls if "flush" in call.path or "reset" in call.path]
+
+
+def test_a_server_that_fails_under_load_is_an_outcome(tmp_path: Path) -> None:
+    with ScriptedServer(serving(answer=status(503))) as server:
+        outcome = bench(task(), Attached(task(), server.url), seed=0, results=tmp_path)
+    assert outcome.exit_code == 4
+    assert outcome.trial["failure_cause"] == "request errors"
+    assert outcome.document()["levels"] == []
+    assert len(ResultStore(tmp_path, studies(tmp_path)[0]).read().trials) == 1
+
+
+# The command.
+
+
+def written(folder: Path, **sections: Any) -> str:
+    path = folder / "task.json"
+    path.write_text(json.dumps(data(**sections)))
+    return str(path)
+
+
+def test_the_document_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ScriptedServer(serving()) as server:
+        assert tuner("bench", written(tmp_path), "--base-url", server.url, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["base_url"], document["model"], document["simulated"]) == (server.url, "served", False)
+    assert [(level["scenario"], level["concurrency"]) for level in document["levels"]] == [
+        ("D(7,5)", 1),
+        ("D(7,5)", 2),
+    ]
+    for level in document["levels"]:
+        for latency in ("ttft_s", "tpot_s", "e2e_s"):
+            assert level[latency].keys() >= STATISTICS
+            assert all(level[latency][name] > 0 for name in STATISTICS)
+            assert level[latency]["ci95"] is None  # of 6 requests
+        assert level["ttft_s"]["mean"] < level["e2e_s"]["mean"]
+        assert (level["requests_ok"], level["success_rate"], level["errors"]) == (6, 1.0, {})
+        assert level["output_tok_s"] > 0
+
+
+def test_the_table_for_people_comes_back_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedServer(serving()) as server:
+        assert tuner("bench", written(tmp_path), "--base-url", server.url) == 0
+    shown = capsys.readouterr().out
+    assert "served at" in shown and str(default_root()) in shown
+    assert tuner("report") == 0
+    again = capsys.readouterr().out
+    for text in (
+        "D(7,5), 1 at a time",
+        "D(7,5), 2 at a time",
+        "p99",
+        "TTFT",
+        "TPOT",
+        "ITL",
+        "e2e",
+        "output tok/s",
+    ):
+        assert text in shown and text in again
+    assert tuner("export") == 2
+
+
+def test_a_broken_promise_ends_with_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    promise = {"ttft": {"p95": {"threshold": 1e-6}}}
+    with ScriptedServer(serving()) as server:
+        assert tuner("bench", written(tmp_path, slo=promise), "--base-url", server.url) == 3
+    assert "broken: ttft p95 by" in capsys.readouterr().out
+
+
+def test_no_server_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert tuner("bench", written(tmp_path), "--base-url", url) == 2
+    assert f"no server answers at {url}" in capsys.readouterr().err
+    assert studies(default_root()) == []

@@ -1,0 +1,127 @@
+"""A server that runs already, measured with a task's load: no engine is started, and no Ray.
+
+It is stored as a study of one trial, of kind `bench`, so that whatever reads results reads this as well.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuner import __version__
+from tuner.engines.attached import Attached
+from tuner.evaluate import Report, Step, evaluate
+from tuner.load import LOAD_GENERATORS
+from tuner.results import LATENCIES, SCHEMA_VERSION, STATISTICS, ResultStore, default_root
+from tuner.rows import TrialInfo, record, step_row, this_node
+from tuner.task import Task
+
+BENCH = "bench"
+_NAMES = {"latency": "e2e_s"}  # as the field calls it; the task file says latency
+
+
+@dataclass(frozen=True)
+class BenchOutcome:
+    """What `server` showed: its row of `trials`, its finished load levels, and where they are kept."""
+
+    server: Attached
+    trial: dict[str, Any]
+    steps: tuple[Step, ...]
+    location: str
+
+    @property
+    def exit_code(self) -> int:
+        """0 measured; 3 a promise was not kept; 4 a load level could not be measured."""
+        if self.trial["failure_cause"]:
+            return 4
+        return 3 if self.trial["slo_met"] is False else 0
+
+    def document(self) -> dict[str, Any]:
+        """For machines: what was measured, on which server, level by level. Seconds, tokens, shares."""
+        said = ("engine_version", "simulated", "slo_met", "slo_worst", "failure_cause", "failure_detail")
+        return {
+            "base_url": self.server.base_url,
+            "model": self.server.model,
+            **{name: self.trial[name] for name in said},
+            "results": self.location,
+            "levels": [level_document(step_row(step)) for step in self.steps],
+        }
+
+
+def level_document(row: dict[str, Any]) -> dict[str, Any]:
+    """Columns of `steps`, the statistics of a latency in one object: `ttft_s`, `tpot_s`, `itl_s`, `e2e_s`."""
+    figures = dict(row)
+    latencies = {
+        _NAMES.get(name, f"{name}_s"): {s: figures.pop(f"{name}_{s}_s") for s in (*STATISTICS, "ci95")}
+        for name in LATENCIES
+    }
+    return {**figures, "errors": json.loads(row["errors"]), **latencies}
+
+
+def bench(
+    task: Task,
+    server: Attached,
+    *,
+    seed: int,
+    results: str | Path | None = None,
+    source: str = "",
+    watch: Callable[[Report], None] = lambda _: None,
+) -> BenchOutcome:
+    """Puts every load level of `task` on `server` and stores what it showed.
+
+    `watch` is called after each level. A server that fails under load is an outcome, not an exception.
+    """
+    began, clock = datetime.now(UTC), time.monotonic()
+    store = ResultStore(results or default_root(), f"{BENCH}-{began:%Y%m%d-%H%M%S-%f}")
+    store.create(_about(task, server, store.study, seed, source, began))
+    steps: list[Step] = []
+    reports = evaluate(
+        task,
+        {},
+        engine=server,
+        load=LOAD_GENERATORS[task.benchmark.tool],
+        seed=seed,
+        gpu_ids=[],
+        log_path=Path(),
+    )
+    for report in reports:
+        if report.step is not None:
+            steps.append(report.step)
+        watch(report)
+    info = TrialInfo(
+        number=0,
+        kind=BENCH,
+        config={},
+        gpu_ids=[],
+        started_at=began,
+        duration_s=time.monotonic() - clock,
+        node=this_node(),
+        log_path="",
+    )
+    row = record(store, task, server, info, report, steps)
+    return BenchOutcome(server, row, tuple(steps), store.location)
+
+
+def _about(
+    task: Task, server: Attached, study: str, seed: int, source: str, began: datetime
+) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tuner_version": __version__,
+        "study": study,
+        "kind": BENCH,
+        "base_url": server.base_url,
+        "task": task.model_dump(mode="json", exclude_unset=True),
+        "source": source,
+        "engine": server.name,
+        "engine_version": server.version(),
+        "simulated": server.simulated,
+        "seed": seed,
+        "started_at": began.isoformat(),
+        "planned_trials": 1,
+    }

@@ -1,0 +1,139 @@
+"""What an engine says of itself under load: its /metrics, looked at once a second. Knows nothing of load.
+
+SGLang's, vLLM's and llama.cpp's names, of today and of yesterday; an engine that has no such page (SGLang
+without --enable-metrics, llama.cpp without --metrics) is simply not described.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from statistics import fmean
+
+from tuner.engines.server import call
+
+EVERY_S = 1.0
+_PATIENCE_S = 2.0
+_LINE = re.compile(r"^(?:sglang|vllm|llamacpp):(\w+)(?:\{[^}]*\})? ([0-9.eE+-]+)", re.MULTILINE)
+_RUNNING = ("num_running_reqs", "num_requests_running", "requests_processing")
+_QUEUED = ("num_queue_reqs", "num_requests_waiting", "requests_deferred")
+_KV_USE = ("token_usage", "kv_cache_usage_perc", "gpu_cache_usage_perc", "kv_cache_usage_ratio")
+_HIT_RATE = ("cache_hit_rate", "gpu_prefix_cache_hit_rate")
+_HITS = (  # counters: tokens found in the prefix cache, tokens looked up
+    ("prefix_cache_hits_total", "prefix_cache_queries_total"),
+    ("gpu_prefix_cache_hits_total", "gpu_prefix_cache_queries_total"),
+    ("cached_tokens_total", "prompt_tokens_total"),
+)
+
+Sample = Mapping[str, Sequence[float]]  # values by name, one for each set of labels
+
+
+@dataclass(frozen=True)
+class EngineFigures:
+    """An engine's own account of a load level; None for what it does not say.
+
+    Requests at a time, shares from 0 to 1. Means and maxima are over the looks.
+    """
+
+    running_mean: float | None = None
+    queued_mean: float | None = None
+    queued_max: float | None = None
+    kv_use_mean: float | None = None
+    kv_use_max: float | None = None
+    cache_hit_rate: float | None = None
+
+
+class Telemetry:
+    """The samples that were taken; `figures` sums them up."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+
+    @property
+    def figures(self) -> EngineFigures:
+        """Counts are added over an engine's replicas, shares averaged. The samples at either end are without
+        load, and tell only what the counters stood at."""
+        during = self.samples[1:-1]
+        running, queued = (_series(during, names, sum) for names in (_RUNNING, _QUEUED))
+        kv_use = _series(during, _KV_USE, fmean)
+        return EngineFigures(
+            running_mean=_mean(running),
+            queued_mean=_mean(queued),
+            queued_max=max(queued, default=None),
+            kv_use_mean=_mean(kv_use),
+            kv_use_max=max(kv_use, default=None),
+            cache_hit_rate=self._hit_rate(),
+        )
+
+    def _hit_rate(self) -> float | None:
+        """From what the counters rose by; else the mean of what the engine says at each look."""
+        for names in _HITS:
+            if self.samples and self.samples[-1].keys() >= set(names):
+                found, asked = (self._rise(name) for name in names)
+                return found / asked if asked > 0 else None
+        return _mean(_series(self.samples[1:-1], _HIT_RATE, fmean))
+
+    def _rise(self, counter: str) -> float:
+        return sum(self.samples[-1][counter]) - sum(self.samples[0].get(counter, ()))
+
+
+@contextmanager
+def watched(base_url: str, every_s: float = EVERY_S) -> Iterator[Telemetry]:
+    """Looks at the server's /metrics before, during and after what is done within; never raises for it."""
+    telemetry = Telemetry()
+    if (first := sample(base_url)) is None:
+        yield telemetry
+        return
+    telemetry.samples.append(first)
+    over = threading.Event()
+
+    def look() -> None:
+        pause_s = every_s / 4  # a short load level is seen as well
+        while not over.wait(pause_s):
+            pause_s = every_s
+            if (seen := sample(base_url)) is not None:
+                telemetry.samples.append(seen)
+
+    looking = threading.Thread(target=look, name="telemetry", daemon=True)
+    looking.start()
+    try:
+        yield telemetry
+    finally:
+        over.set()
+        looking.join(2 * _PATIENCE_S)
+        telemetry.samples.append(sample(base_url) or {})
+
+
+def sample(base_url: str) -> Sample | None:
+    """The page as it stands; None where there is none, or nothing that is known."""
+    try:
+        text = call(f"{base_url}/metrics", timeout_s=_PATIENCE_S)
+    except (OSError, ValueError, HTTPException):
+        return None
+    found: dict[str, list[float]] = {}
+    for name, value in _LINE.findall(text if isinstance(text, str) else ""):
+        found.setdefault(name, []).append(_number(value))
+    return found or None
+
+
+def _series(
+    samples: Sequence[Sample], names: Sequence[str], one: Callable[[Sequence[float]], float]
+) -> list[float]:
+    """The first of `names` that is there, over time, with its replicas made `one`."""
+    name = next((name for name in names for seen in samples if name in seen), None)
+    return [one(seen[name]) for seen in samples if name in seen] if name else []
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,90 @@
+"""What became of the requests of a warm-up or of a measured window. Knows nothing of how they are sent."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from time import perf_counter
+
+from tuner.load.http import Exchange
+from tuner.load.record import gaps_of, record_of
+from tuner.metrics import RequestError, RequestRecord
+
+UNREAD_BYTES = 256 * 2**20  # of answers kept to be read after the window; beyond, they are read at once
+
+
+class Phase:
+    """Some requests put on the server until they run out or the time is up.
+
+    `started_s` is when the first was sent or due, `idle_s` when a slot first came free and sent no other
+    one; in an open loop, when the first would be due that is not sent any more. `held` counts requests
+    that were due and had to wait for others to end.
+    """
+
+    def __init__(self, numbers: range, max_time_s: float, started_s: float | None = None) -> None:
+        self.started_s = perf_counter() if started_s is None else started_s
+        self.stop_s = self.started_s + max_time_s
+        self.idle_s = math.inf
+        self.held = 0
+        self._heard_s = -math.inf
+        self.numbers = numbers
+        self._left = iter(numbers)
+        self._in_flight: set[Exchange] = set()
+        self._unread: list[Exchange] = []
+        self._unread_bytes = 0
+        self._records: list[RequestRecord] = []
+        self.gaps_s = array("f")
+
+    def next_number(self) -> int | None:
+        """The number of the next request to send; None when there is no other."""
+        number = next(self._left, None) if perf_counter() < self.stop_s else None
+        if number is None:
+            self.idle_s = min(self.idle_s, perf_counter())
+        return number
+
+    def began(self, exchange: Exchange) -> None:
+        """Takes note of an exchange in flight."""
+        self._in_flight.add(exchange)
+
+    def ended(self, exchange: Exchange) -> None:
+        """Takes note of its end. It is read later, unless very much waits to be read."""
+        self._in_flight.remove(exchange)
+        self._heard_s = max(self._heard_s, *exchange.stamps[-1:], -math.inf)
+        self._unread.append(exchange)
+        self._unread_bytes += len(exchange.body)
+        if self._unread_bytes > UNREAD_BYTES:
+            self._read()
+
+    def goes_on(self, at_s: float) -> None:
+        """Forgets what has ended, and counts time from `at_s`, for what is still in flight."""
+        self.started_s = at_s
+        self._unread.clear()
+        self._unread_bytes = 0
+        self._records.clear()
+
+    def quiet_s(self) -> float:
+        """For how long nothing has come back for any request in flight; 0 where none is."""
+        waiting_s = min((e.sent_s for e in self._in_flight), default=math.inf)
+        heard_s = max((e.stamps[-1] for e in self._in_flight if e.stamps), default=-math.inf)
+        return max(perf_counter() - max(waiting_s, heard_s, self._heard_s), 0.0)
+
+    def records(self, unfinished: RequestError) -> tuple[RequestRecord, ...]:
+        """A record of each request in the order of sending; those still in flight failed by `unfinished`."""
+        for exchange in self._in_flight:
+            exchange.fault = unfinished
+        self._unread.extend(self._in_flight)
+        self._in_flight.clear()
+        self._read()
+        return tuple(sorted(self._records, key=lambda record: record.sent_s))
+
+    def window_s(self, over_s: float) -> float:
+        """How long the concurrency was whole, in a run that was over at `over_s`."""
+        return max(min(self.idle_s, self.stop_s, over_s) - self.started_s, 0.0)
+
+    def _read(self) -> None:
+        for exchange in self._unread:
+            record = record_of(exchange, self.started_s)
+            self._records.append(record)
+            self.gaps_s.extend(gaps_of(exchange, record))
+        self._unread.clear()
+        self._unread_bytes = 0
