@@ -77,8 +77,6 @@ def make_searcher(
     budget = planned_trials(task)
     inner = _inner(task, space, seed, budget, known)
     repeats = options.confirm * (FINALISTS + options.baseline)
-    one = len(task.objectives) == 1  # a trial that loses in one objective may win in another
-    stops = options.early_stopping and not options.enumerates and one
     return StudySearcher(
         inner.searcher,
         inner.encoding,
@@ -94,7 +92,7 @@ def make_searcher(
             max_gpu_hours=options.max_gpu_hours,
             repeats=repeats,
         ),
-        stopping=EarlyStopping() if stops else None,
+        stopping=EarlyStopping() if options.stops_trials else None,
         metrics=metric_names(len(task.objectives)),
         expected_gain=inner.expected_gain,
         **limits,

@@ -145,6 +145,12 @@ class Optimization(Section):
         return self.objective if isinstance(self.objective, list) else [self.objective]
 
     @property
+    def stops_trials(self) -> bool:
+        """Whether trials that lose are stopped: a grid is seen whole, and of several objectives a trial
+        that loses in one may win in another."""
+        return self.early_stopping and not self.enumerates and len(self.objectives) == 1
+
+    @property
     def enumerates(self) -> bool:
         """Whether the strategy runs through the whole grid."""
         return self.strategy in ("grid", "grid_search")
