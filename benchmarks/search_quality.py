@@ -108,7 +108,8 @@ class Run:
 
 def run(surface: Surface, options: dict[str, Any], seed: int, args: argparse.Namespace) -> Run:
     """One search of `args.trials` trials, `args.at_once` of them at a time."""
-    optimization = {"max_iterations": args.trials, "baseline": False, "confirm": 0, **options}
+    ends = {"convergence": {"least_gain": None}}  # all searches are as long
+    optimization = {"max_iterations": args.trials, "baseline": False, "confirm": 0, **ends, **options}
     task = make_task({"parameters": surface.task.model_dump()["parameters"], "optimization": optimization})
     searcher = _searcher(surface, task, seed, invalid_costs=args.invalid == "cost")
     losses: list[float] = []
