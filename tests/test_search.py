@@ -134,7 +134,7 @@ def test_the_gaussian_process_learns_what_fails() -> None:
         }
     )
     best = {"x": 2, "y": 5, "z": "a"}
-    failed = lambda flags: flags["x"] > 3  # noqa: E731
+    failed = lambda flags: flags["z"] == "b"  # noqa: E731
     loss = lambda flags: 2100.0 if failed(flags) else bowl(flags, best, lists)  # noqa: E731
     later = []
     for seed in SEEDS[:4]:
