@@ -26,7 +26,7 @@ from tuner.task import Task
 from tuner.task.model import GPU_FLAGS, Optimization
 
 MEASURED_AGAIN = 2  # of the best configurations of earlier studies: the first trials of this one
-GP_INITIAL = 3  # starting points of the Gaussian process, unless the task says how many
+GP_INITIAL = 2  # starting points of the Gaussian process, unless the task says how many
 COARSE_SHARE = 0.3  # of a hybrid search's trials, for its coarse grid
 _AS_IT_IS = Code(None, lambda value: value, lambda value: value, lambda value: 0.0)
 
