@@ -241,17 +241,19 @@ def test_many_answers_are_read_before_the_end(monkeypatch: pytest.MonkeyPatch) -
 
 def test_glances_tell_of_the_requests_that_have_ended() -> None:
     glances: list[Glance] = []
-    load = level("D(7,10)", concurrency=4, max_requests=120)
+    load = level("D(7,40)", concurrency=8, max_requests=80)
     with ScriptedServer(streaming(pause_s=0.01)) as server:
         result = NativeClient().run(
             Target(server.url, "m", {}), load, healthy=lambda: True, timeout_s=60, seen=glances.append
         )
     assert [glance.share for glance in glances] == list(GLANCES)[: len(glances)] and glances
     counts = [len(glance.records) for glance in glances]
-    assert counts == sorted(counts) and counts[0] >= 120 * GLANCES[0] - 4
+    assert counts == sorted(counts) and counts[0] >= 80 * GLANCES[0] - 8
     for glance in glances:
         ended = [r for r in result.records if r.e2e_s and r.sent_s + r.e2e_s <= glance.window_s]
         part, whole = (summarise(own, window_s=glance.window_s, gpus=1) for own in (glance.records, ended))
         assert part.latency is not None and whole.latency is not None
-        assert part.latency.mean == pytest.approx(whole.latency.mean, rel=0.2)  # the last read is of [DONE]
+        assert part.latency.mean == pytest.approx(
+            whole.latency.mean, rel=0.2
+        )  # the last read is of [DONE], after three more pauses
         assert part.output_tok_s == pytest.approx(whole.output_tok_s, rel=0.2)
