@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## the main job: a study on the embedded simulator, ab
 test: $(VENV)/.installed-dev  ## every test that this machine can run
 	@$(BIN)/python -m pytest
 
-# torch's CPU build and no other: the plain name may bring gigabytes of CUDA. pip must know an index that has it.
+# torch's CPU build and no other: the plain name may bring gigabytes of CUDA.
 test-sglang: $(VENV)/.installed-dev $(SGLANG_ENV)/.installed  ## the sglang adapter on a real SGLang without a GPU
 	@SGLANG_PYTHON="$(abspath $(SGLANG_ENV))/bin/python" $(BIN)/python -m pytest --durations=0 tests/sglang
 
@@ -56,12 +56,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	@$(PIP) -r requirements-dev.lock
 	@touch $@
 
-$(SGLANG_ENV)/.installed: tests/sglang/requirements.txt tests/sglang/requirements-alone.txt
+$(SGLANG_ENV)/.installed: $(wildcard tests/sglang/*.txt)
 	@echo "Setting up $(SGLANG_ENV) with SGLang for the CPU (some minutes and 1.8 GB, once) ..."
 	@$(PYTHON) -m venv $(SGLANG_ENV)
-	@$(SGLANG_PIP) torch==2.13.0+cpu
+	@$(SGLANG_PIP) torch==2.13.0+cpu \
+		|| { echo "pip needs an index that has torch's builds for the CPU (PIP_EXTRA_INDEX_URL)"; exit 1; }
 	@$(SGLANG_PIP) -r tests/sglang/requirements.txt
 	@$(SGLANG_PIP) --no-deps -r tests/sglang/requirements-alone.txt
 	@touch $@
 
-SGLANG_PIP = $(SGLANG_ENV)/bin/python -m pip --disable-pip-version-check --no-input install -qq
+SGLANG_PIP = $(SGLANG_ENV)/bin/python -m pip --disable-pip-version-check --no-input install -qq \
+	-c tests/sglang/constraints.txt

@@ -20,13 +20,14 @@ collect_ignore = [folder for variable, folder in _OPT_IN.items() if not os.envir
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray cluster with eight logical GPUs for the whole session; its workers have the plug-ins."""
     from tuner.cluster import cluster
 
     with ExitStack() as running:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(_PLUGINS), prepend=os.pathsep)
+            patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("cluster")))  # its workers' own
             running.enter_context(cluster(8))
         yield
 

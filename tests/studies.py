@@ -57,7 +57,8 @@ class Made:
             name: pa.Table.from_pylist(getattr(self, name), schema=schema).to_pandas()
             for name, schema in TABLES.items()
         }
-        for table, column in (("trials", "config"), ("trials", "effective_args"), ("steps", "errors")):
+        encoded = ("config", "effective_args", "objectives")
+        for table, column in (*(("trials", name) for name in encoded), ("steps", "errors")):
             texts = frames[table][column]
             frames[table][column] = [json.loads(text) if isinstance(text, str) else {} for text in texts]
         return StudyResults(about=self.about, **frames)

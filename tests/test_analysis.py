@@ -34,6 +34,7 @@ def frame(scores: list[float | None], *, maximise: bool = False) -> pd.DataFrame
             "config": [{"flag": number % 3} for number in range(len(scores))],
             "score": pd.array(scores, dtype="Float64").to_numpy(float, na_value=math.nan),
             "loss": losses,
+            "objectives": [{}] * len(scores),
             "failure_cause": pd.array(["crash" if f else None for f in failed], dtype="str"),
             "slo_hard_failed": False,
             "stopped_early": False,

@@ -97,3 +97,24 @@ def test_one_round_has_an_interval_through_the_baselines_first_run() -> None:
 
 def _text(trial: Trial) -> str:
     return json.dumps(trial["config"])
+
+
+def test_among_equals_the_one_with_the_fewest_overrides_is_recommended() -> None:
+    one = {"tp-size": 2, "mem-fraction-static": 0.85, "schedule-policy": "fcfs", "chunked-prefill-size": 2048}
+    two = {"tp-size": 2, "mem-fraction-static": 0.9, "schedule-policy": "lpm", "chunked-prefill-size": 4096}
+    made = studies.make([one, two], effect=equal, fails=studies.never_fails, repeats=[{}, one, two])
+    for lead, chosen in ((0.005, one), (0.05, two)):
+        for row in made.trials:
+            config = json.loads(row["config"])
+            row["loss"] = 1.0 if config == {} else 0.5 - lead * (config == two)
+        best = summary(made.results()).best
+        assert best is not None and best["config"] == chosen
+
+
+def test_the_defaults_are_recommended_where_nothing_is_better_by_more_than_a_start_differs() -> None:
+    one = {"tp-size": 2}
+    made = studies.make([one], effect=equal, fails=studies.never_fails, repeats=[{}, one])
+    for row in made.trials:
+        row["loss"] = 1.0 if row["config"] == "{}" else 0.995
+    answer = summary(made.results())
+    assert answer.defaults_are_best and answer.verdict is Verdict.NO_GAIN

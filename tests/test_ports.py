@@ -63,3 +63,23 @@ def test_a_server_that_was_there_before_is_not_taken_for_the_one_started(
         pass
     assert taken.value.failure.cause is Cause.PORT_TAKEN
     assert "another server" in taken.value.failure.detail
+
+
+def test_a_silent_listener_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside one, SGLang lives on for longer than a start may take: another port is tried at once."""
+    free = server.free_port()
+    module = [sys.executable, "-m", "tuner.engines.simulator", "--model-path", "llama-3.2-1b-instruct"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        taken = silent.getsockname()[1]
+        ports = iter([taken, free])
+        monkeypatch.setattr(server, "free_port", lambda: next(ports))
+        idle = [sys.executable, "-c", "import time; time.sleep(600)"]
+        with server.launched(
+            lambda port: idle if port == taken else [*module, "--port", str(port)],
+            env=dict(os.environ),
+            log_path=tmp_path / "log",
+            timeout_s=50.0,
+            model="m",
+            signs=(),
+        ) as running:
+            assert running.base_url.endswith(f":{free}")

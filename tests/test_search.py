@@ -30,6 +30,43 @@ class TestGp(ContinuousStrategyContract):
     optimization: ClassVar = {"strategy": "bayesian", "sampler": "gp"}
 
 
+class TestHybrid(ContinuousStrategyContract):
+    optimization: ClassVar = {"strategy": "hybrid"}
+
+    def test_a_coarse_grid_comes_first(self) -> None:
+        lists = {"x": list(range(9)), "y": list(range(9)), "z": ["a", "b"]}
+        flags = Game(self.searcher(self.task(lists, max_iterations=31))).flags
+        coarse = flags[:9]
+        assert {config["x"] for config in coarse} == {config["y"] for config in coarse} == {0, 4, 8}
+        assert not {config["x"] for config in flags[9:]} <= {0, 4, 8}
+
+
+class TestHybridWithHyperopt(StrategyContract):
+    optimization: ClassVar = {"strategy": "hybrid", "sampler": "hyperopt"}
+
+
+class TestHierarchical(ContinuousStrategyContract):
+    optimization: ClassVar = {"strategy": "hierarchical"}
+
+    def test_a_stage_moves_its_own_parameters_only(self) -> None:
+        lists = {"x": list(range(9)), "y": list(range(9)), "z": list(range(9))}
+        task = self.task(lists, max_iterations=41, stages=[["z"], ["x", "y"]])
+        best = {"x": 2, "y": 7, "z": 6}
+        flags = Game(self.searcher(task), lambda flags: bowl(flags, best, lists)).flags
+        assert {(config["x"], config["y"]) for config in flags[:8]} == {(4, 4)}  # the middle
+        assert {config["z"] for config in flags[10:22]} == {6}  # the best of the first stage
+        assert best in flags
+
+    def test_the_sizes_that_take_gpus_come_first(self) -> None:
+        flags = Game(self.searcher(self.task(max_iterations=100))).flags
+        assert [config["tp-size"] for config in flags[:3]] != [2, 2, 2]
+        assert len({config["policy"] for config in flags[:3]}) == 1
+
+
+class TestHierarchicalTpe(StrategyContract):
+    optimization: ClassVar = {"strategy": "hierarchical", "sampler": "tpe"}
+
+
 class TestRandom(ContinuousStrategyContract):
     optimization: ClassVar = {"strategy": "random"}
 
@@ -66,7 +103,7 @@ def found_after(optimization: dict[str, Any], seed: int) -> int:
 
 
 def test_tpe_finds_the_best_of_80_in_30_trials_and_beats_luck() -> None:
-    modelled = [found_after({"strategy": "bayesian"}, seed) for seed in SEEDS]
+    modelled = [found_after({"strategy": "bayesian", "sampler": "tpe"}, seed) for seed in SEEDS]
     lucky = [found_after({"strategy": "random"}, seed) for seed in SEEDS]
     found, by_luck = (sum(count < NOT_FOUND for count in counts) for counts in (modelled, lucky))
     assert found >= 7, modelled
@@ -76,7 +113,7 @@ def test_tpe_finds_the_best_of_80_in_30_trials_and_beats_luck() -> None:
 
 def test_the_gaussian_process_needs_fewer_trials_than_tpe() -> None:
     modelled = [found_after({"strategy": "bayesian", "sampler": "gp"}, seed) for seed in SEEDS]
-    tpe = [found_after({"strategy": "bayesian"}, seed) for seed in SEEDS]
+    tpe = [found_after({"strategy": "bayesian", "sampler": "tpe"}, seed) for seed in SEEDS]
     assert max(modelled) < NOT_FOUND, modelled
     assert sum(modelled) < sum(tpe), (modelled, tpe)
 

@@ -109,6 +109,14 @@ def test_gpus_are_the_product_of_the_parallel_sizes(config: dict[str, Any], gpus
     assert engine().gpus(config) == gpus
 
 
+@pytest.mark.parametrize(
+    ("config", "cpus"),
+    [({"tp-size": 4}, 1), ({"device": "cpu"}, 2), ({"device": "cpu", "tp-size": 2, "dp-size": 2}, 5)],
+)
+def test_on_a_cpu_every_rank_holds_one(config: dict[str, Any], cpus: int) -> None:
+    assert engine().cpus(config) == cpus
+
+
 def test_fixed_flags_count_too() -> None:
     sglang = engine(engine={"args": {"pp-size": 2}})
     assert (sglang.gpus({}), sglang.gpus({"tp-size": 4})) == (2, 8)
@@ -338,29 +346,33 @@ def test_effective_arguments_are_spelt_as_flags() -> None:
 @pytest.mark.parametrize(
     ("log", "code", "cause", "detail"),
     [
+        # Recorded from SGLang 0.5.23 on the CPU; what repeats itself is cut out.
         ("invalid-choice", 2, Cause.INVALID_FLAGS, "argument --schedule-policy: invalid choice: 'nosuch'"),
         ("unrecognized-arguments", 2, Cause.INVALID_FLAGS, "unrecognized arguments: --no-such-flag 1"),
         ("context-too-long", 1, Cause.INVALID_FLAGS, "is greater than the derived context_length (4096)"),
         ("not-divisible", 1, Cause.INVALID_FLAGS, "chunked_prefill_size must be divisible by page_size"),
         ("warm-up-too-long", -9, Cause.INVALID_FLAGS, "exceeds the maximum allowed length (2 tokens)"),
         ("model-not-found", 1, Cause.MODEL_NOT_FOUND, "couldn't find them in the cached files"),
+        ("no-such-folder", 1, Cause.MODEL_NOT_FOUND, "'namespace/repo_name': '/models/no-such-folder'"),
         ("no-memory-for-kv", -9, Cause.OUT_OF_MEMORY, "ValueError: Loaded weights leave no GPU memory"),
         ("no-memory-on-cpu", -9, Cause.OUT_OF_MEMORY, "can't allocate memory: you tried to allocate 512000"),
+        ("port-taken", -9, Cause.PORT_TAKEN, "[Errno 98]"),
+        ("port-of-another", 3, Cause.PORT_TAKEN, "[Errno 98]"),  # "fired up and ready to roll!"
+        ("unbound-cpu", -9, Cause.CRASH, "ended by signal 9; last exception: AssertionError: SGLANG_CPU_OMP"),
+        (
+            "killed-under-load",
+            -9,
+            Cause.CRASH,
+            "Subprocess scheduler_0 (pid=17431) crashed with exit code -9",
+        ),
+        # Written from the sources, which their first lines name: these need a GPU, or hours.
         ("out-of-memory", -9, Cause.OUT_OF_MEMORY, "torch.OutOfMemoryError: CUDA out of memory"),
         ("out-of-memory-under-load", -9, Cause.OUT_OF_MEMORY, "Decode out of memory"),
         ("nccl-out-of-memory", -9, Cause.OUT_OF_MEMORY, "Cuda failure 2 'out of memory'"),
         ("nccl-error", -9, Cause.DRIVER, "ncclSystemError: System call"),
         ("no-driver", 1, Cause.DRIVER, "Found no NVIDIA driver on your system"),
         ("broken-gpu", -9, Cause.DRIVER, "CUDA error: uncorrectable ECC error encountered"),
-        ("port-taken", -9, Cause.PORT_TAKEN, "[Errno 98]"),
         ("hang", -9, Cause.HANG, "Scheduler watchdog timeout"),
-        ("unbound-cpu", -9, Cause.CRASH, "ended by signal 9; last exception: AssertionError: SGLANG_CPU_OMP"),
-        (
-            "killed-under-load",
-            -9,
-            Cause.CRASH,
-            "Subprocess scheduler_0 (pid=20413) crashed with exit code -9",
-        ),
     ],
 )
 def test_a_log_tells_the_cause(log: str, code: int, cause: Cause, detail: str) -> None:
@@ -381,6 +393,14 @@ def test_a_cause_far_up_in_a_log_has_its_own_lines_as_evidence() -> None:
 def test_what_is_said_to_avoid_a_failure_is_none() -> None:
     said = "required memory 9GB for warmup, reducing max_m to 128 to avoid out of memory\nkilled\n"
     assert diagnose(Stage.START, -9, said, SIGNS).cause is Cause.CRASH
+
+
+def test_a_prompt_that_was_too_long_is_not_what_the_server_died_of() -> None:
+    said = (
+        "[2026-11-24 12:12:18] Input length (900 tokens) exceeds the maximum allowed length (794 tokens).\n"
+        "[2026-11-24 12:12:20] Subprocess scheduler_0 (pid=7) crashed with exit code -11. Triggering\n"
+    )
+    assert diagnose(Stage.LOAD, -9, said, SIGNS).cause is Cause.CRASH
 
 
 def test_every_log_is_in_the_table() -> None:

@@ -158,8 +158,16 @@ def test_snap_into_a_continuous_range(low: float, span: float, value: float) -> 
         assert domain.values() is None and domain.size() == math.inf
     else:
         assert domain.values() == (low,) and domain.size() == 1
+    snapped = domain.snap(value)
+    assert domain.snap(snapped) == snapped
     if domain.contains(value):
-        assert domain.snap(value) == value
+        assert abs(snapped - value) <= (domain.high - domain.low) / 1000 + math.ulp(value)
+
+
+def test_continuous_values_are_of_few_digits() -> None:
+    assert [Float(0.3, 1.3).draw(share) for share in (0.0, 0.1234567, 0.999999)] == [0.3, 0.423, 1.3]
+    assert Float(1e-6, 1e3, log=True).draw(0.123456) == 1.292e-05
+    assert Float(0.70001, 0.70002).draw(0.123456) == 0.700011235
 
 
 def test_true_is_not_one() -> None:

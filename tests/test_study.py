@@ -47,6 +47,7 @@ def small_task(**sections: Any) -> Task:
                 "max_iterations": 6,
                 "n_initial_random": 3,
                 "confirm": 0,
+                "early_stopping": False,
                 **sections.get("optimization", {}),
             },
         }
@@ -185,6 +186,46 @@ def test_no_engine_outlives_its_study(tmp_path: Path) -> None:
     assert seen.result()
     assert not processes.with_marker(marker)
     assert ray.is_initialized()  # a cluster that was there before is left alone
+
+
+def test_trials_that_lose_are_stopped_and_never_the_best(tmp_path: Path) -> None:
+    task = small_task(
+        parameters={"max-running-requests": [1, 64], "chunked-prefill-size": list(range(512, 2048, 64))},
+        optimization={"strategy": "random", "max_iterations": 16, "seed": 3, "early_stopping": True},
+        benchmark={
+            "traffic_scenarios": ["D(64,64)"],
+            "num_concurrency": [6, 8],
+            "max_requests_per_iteration": 16,
+        },
+    )
+    outcome = run_study(task, results=tmp_path, max_concurrent=1)
+    trials = outcome.results.trials
+    stopped = trials[trials["stopped_early"]]
+    assert len(stopped)
+    assert all(config["max-running-requests"] == 1 for config in stopped["config"])
+    assert (stopped["levels_finished"] == 1).all()
+    assert outcome.best is not None and outcome.best["config"]["max-running-requests"] == 64
+    assert "Stopped (losing after 1 of 2 load levels)" in outcome.log_path.read_text()
+    whole = task.model_copy(
+        update={"optimization": task.optimization.model_copy(update={"early_stopping": False})}
+    )
+    assert not run_study(whole, results=tmp_path).results.trials["stopped_early"].any()
+
+
+def test_a_search_that_has_nothing_more_to_gain_ends_and_says_why(tmp_path: Path) -> None:
+    task = small_task(optimization={"max_iterations": 12, "convergence": {"patience": 2}})
+    outcome = run_study(task, results=tmp_path, study="s", max_concurrent=1)
+    ended = outcome.results.about["ended_early"]
+    assert ended.startswith(("no better configuration in 2 trials", "the next trial is expected to gain"))
+    assert len(outcome.results.trials) < 12
+    assert f"the search has ended early: {ended}" in outcome.log_path.read_text()
+
+
+def test_a_study_keeps_to_its_time(tmp_path: Path) -> None:
+    task = small_task(optimization={"max_iterations": 12, "max_time": 1e-3})
+    outcome = run_study(task, results=tmp_path, max_concurrent=1)
+    assert len(outcome.results.trials) == 1
+    assert "optimization.max_time" in outcome.results.about["ended_early"]
 
 
 def test_results_that_cannot_be_written_end_the_study_with_a_clear_error(

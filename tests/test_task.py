@@ -64,7 +64,7 @@ def test_the_full_task_says_what_its_keys_say() -> None:
         "chunked-prefill-size": Categorical((512, 1024, 2048, 4096)),
     }
     assert (task.space.size, task.space.constraints) == (80, ())
-    assert (task.optimization.strategy, task.optimization.sampler) == ("bayesian", "tpe")
+    assert (task.optimization.strategy, task.optimization.sampler) == ("bayesian", "auto")
     assert task.objective is OBJECTIVES["minimize_latency"]
     assert (task.optimization.max_iterations, task.optimization.timeout_per_iteration) == (30, 600)
     assert (task.optimization.n_initial_random, task.optimization.baseline) == (5, True)

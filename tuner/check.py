@@ -12,7 +12,15 @@ from tuner.engines import make_engine
 from tuner.engines.base import Engine
 from tuner.errors import EngineUnavailable, Problem, TaskError
 from tuner.failures import TrialFailed
-from tuner.plan import FINALISTS, advise, allowed_size, planned_trials, trial_guess_s
+from tuner.plan import (
+    FINALISTS,
+    advise,
+    advise_as_measured,
+    allowed_size,
+    planned_trials,
+    sampler_of,
+    trial_guess_s,
+)
 from tuner.report.words import duration, engine_text
 from tuner.space import SearchSpace, Value
 from tuner.task import Task, load_task
@@ -50,7 +58,12 @@ def _cost(task: Task, engine: Engine) -> Iterator[str]:
     fewest, most = task.gpu_range(engine.gpus)
     repeats = options.confirm * (FINALISTS + options.baseline)
     yield f"Strategy    {options.strategy}, {trials} trials" + (f" and {repeats} repeats" if repeats else "")
-    yield f"Advised     {advice.strategy}, {advice.trials} trials: {advice.reason}"
+    if not options.enumerates:
+        sampler = sampler_of(task)
+        yield f"Sampler     {sampler.name}: {sampler.reason}"
+    yield f"Advised     {advice.strategy}, {advice.trials} trials: {advice.reason} (the documents' rule)"
+    measured = advise_as_measured(task)
+    yield f"            {measured.strategy}, {measured.trials} trials: {measured.reason} (as measured)"
     yield f"GPUs        {fewest if fewest == most else f'{fewest} to {most}'} for a trial"
     guess_s, every = trial_guess_s(task, engine.name), trials + repeats
     times = f"{duration(every * guess_s)} one after another"

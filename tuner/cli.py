@@ -13,7 +13,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -63,6 +63,8 @@ def cli() -> None:
 @click.option("--study", metavar="NAME", help="The new study's name [default: task name and time].")
 @click.option("--max-concurrent", type=click.IntRange(min=1), help="Trials at once [default: all that fit].")
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="In place of the task's seed.")
+@click.option("--warm-start", multiple=True, metavar="STUDY", help="Learn from an earlier study; repeatable.")
+@click.option("--prior", type=click.Choice(["simulator"]), help="Begin where the simulator would.")
 def run(
     task_path: Path,
     engine: str | None,
@@ -71,6 +73,8 @@ def run(
     study: str | None,
     max_concurrent: int | None,
     seed: int | None,
+    warm_start: tuple[str, ...],
+    prior: Literal["simulator"] | None,
 ) -> None:
     """Searches the space of TASK and reports the best configuration.
 
@@ -92,6 +96,8 @@ def run(
             study=study,
             max_concurrent=max_concurrent,
             seed=seed,
+            warm_start=warm_start,
+            prior=prior,
             source=str(task_path),
             watch=watching.show,
         )
@@ -359,7 +365,12 @@ def _show_report(console: Console, found: StudyResults, store: ResultStore) -> N
     from tuner.report import html, terminal
 
     launch = _launch_text(found)
-    console.print(terminal(found, launch))
+    if console.is_terminal:
+        console.print(terminal(found, launch))
+    else:  # a file or another program: without the blanks that fill a terminal's lines
+        with console.capture() as shown:
+            console.print(terminal(found, launch))
+        click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
     page = store.write_file("report.html", html(found, launch).encode())
     console.print(f"\nReport   {page}", soft_wrap=True, highlight=False)
 

@@ -22,6 +22,7 @@ from tuner.objective import Score, score
 from tuner.task import Task
 from tuner.workload import LoadLevel
 
+_NOTHING = Failure(Stage.CHECK, Cause.INTERNAL, "nothing was measured")
 _EXIT_SEEN_S = 2.0  # a broken connection is noticed before the exit code of the process behind it
 
 
@@ -45,14 +46,16 @@ class Report:
     """What is known of a trial so far.
 
     `step` is the load level that was finished last (None where a failure came instead), `score` is of
-    all finished levels, `done` says that no further report follows. `gpus` is what was on the trial's
-    GPUs before it (empty where they are logical, or no NVML is there).
+    all finished levels, `others` are for the further objectives where there are several, `done` says that
+    no further report follows. `gpus` is what was on the trial's GPUs before it (empty where they are
+    logical, or no NVML is there).
     """
 
     planned: int
     finished: int
     score: Score
     done: bool
+    others: tuple[Score, ...] = ()
     step: Step | None = None
     failure: Failure | None = None
     gpus: tuple[GpuUse, ...] = ()
@@ -76,7 +79,7 @@ def evaluate(
     """
     deadline = time.monotonic() + task.optimization.timeout_per_iteration
     levels = task.levels(seed)
-    report = Report(len(levels), 0, failed_score(task, [], None), done=False)
+    report = Report(len(levels), 0, scores(task, [], _NOTHING)[0], done=False)
     metrics: list[Metrics] = []
     try:
         engine.check(config)
@@ -89,16 +92,17 @@ def evaluate(
                     per = engine.gpus(config) or 1  # rates per GPU are the whole server's where it has none
                     step = measure(task, level, server, load, gpus=per, deadline=deadline)
                     metrics.append(step.metrics)
-                    so_far = score(task.objective, task.slo_terms, metrics)
-                    report = replace(report, finished=len(metrics), score=so_far, step=step)
+                    so_far, *others = scores(task, metrics)
+                    report = replace(
+                        report, finished=len(metrics), score=so_far, others=tuple(others), step=step
+                    )
                     if len(metrics) < len(levels):
                         yield report
         yield replace(report, done=True)  # the engine has left its GPUs
     except TrialFailed as failed:
         failure = _blamed(replace(failed.failure, progress=len(metrics) / len(levels)), report.gpus)
-        yield replace(
-            report, score=failed_score(task, metrics, failure), done=True, step=None, failure=failure
-        )
+        worst, *others = scores(task, metrics, failure)
+        yield replace(report, score=worst, others=tuple(others), done=True, step=None, failure=failure)
 
 
 def _blamed(failure: Failure, before: Sequence[GpuUse]) -> Failure:
@@ -114,10 +118,9 @@ def _blamed(failure: Failure, before: Sequence[GpuUse]) -> Failure:
     return replace(failure, cause=Cause.GPU_IN_USE, detail=f"{others}; {failure.detail}")
 
 
-def failed_score(task: Task, metrics: Sequence[Metrics], failure: Failure | None) -> Score:
-    """The score of a trial that failed (without a cause yet: as if it had failed the check)."""
-    cause = failure or Failure(Stage.CHECK, Cause.INTERNAL, "nothing was measured")
-    return score(task.objective, task.slo_terms, metrics, cause)
+def scores(task: Task, metrics: Sequence[Metrics], failure: Failure | None = None) -> list[Score]:
+    """The score for each of the task's objectives."""
+    return [score(objective, task.slo_terms, metrics, failure) for objective in task.objectives]
 
 
 def measure(

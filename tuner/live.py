@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.evaluate import Report
-from tuner.recorder import StudyProgress
 from tuner.report.words import Unit, config_text, duration, seconds
+
+if TYPE_CHECKING:
+    from tuner.recorder import StudyProgress  # brings Ray along, which `tuner trial` and `bench` do without
 
 _BAR_WIDTH = 40
 
@@ -55,6 +57,8 @@ def trial_text(row: dict[str, Any]) -> str:
     where = f"trial {row['trial']}: {config_text(json.loads(row['config']))}"
     if row["failure_cause"]:
         return f"{row['failure_cause']}  {where}"
+    if row["stopped_early"]:
+        return f"stopped, losing  {where}"
     missed = "  (SLO missed)" if row["slo_met"] is False else ""
     return f"{_objective(row)}{missed}  {where}"
 

@@ -20,12 +20,12 @@ from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
 from tuner.engines.base import Engine
-from tuner.evaluate import Report, Step, failed_score
+from tuner.evaluate import Report, Step, scores
 from tuner.failures import Cause, Failure, Stage
 from tuner.report.words import config_text
 from tuner.results import ResultStore
 from tuner.rows import TrialInfo, record, this_node
-from tuner.search import Suggestion
+from tuner.search import ELAPSED, Suggestion
 from tuner.task import Task
 
 LOG = logging.getLogger("tuner.study")
@@ -75,7 +75,7 @@ class Recorder(tune.Callback):
 
     def refused(self, suggestion: Suggestion, failure: Failure) -> float:
         """Records a configuration that the engine would never start; returns its loss."""
-        score = failed_score(self._task, [], failure)
+        score, *others = scores(self._task, [], failure)
         levels = len(self._task.levels(0))
         info = TrialInfo(
             number=suggestion.number,
@@ -87,7 +87,7 @@ class Recorder(tune.Callback):
             node="",
             log_path="",
         )
-        self._record(info, Report(levels, 0, score, done=True, failure=failure), [])
+        self._record(info, Report(levels, 0, score, done=True, others=tuple(others), failure=failure), [])
         return score.loss
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -110,7 +110,7 @@ class Recorder(tune.Callback):
             self._steps[trial.trial_id].append(report.step)
         self._last[trial.trial_id] = {
             "report": report,
-            "info": replace(result.pop("info"), duration_s=result["elapsed_s"]),
+            "info": replace(result.pop("info"), duration_s=result[ELAPSED]),
         }
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -138,7 +138,7 @@ class Recorder(tune.Callback):
             evidence=_COLOUR.sub("", str(error))[-4000:],
             progress=len(steps) / levels,
         )
-        score = failed_score(self._task, [step.metrics for step in steps], failure)
+        score, *others = scores(self._task, [step.metrics for step in steps], failure)
         config = trial.config
         began = trial.run_metadata.start_time or time.time()
         self._record(
@@ -152,7 +152,7 @@ class Recorder(tune.Callback):
                 node=this_node(),
                 log_path="",
             ),
-            Report(levels, len(steps), score, done=True, failure=failure),
+            Report(levels, len(steps), score, done=True, others=tuple(others), failure=failure),
             steps,
             running=self._running(trials, ended=trial),
         )
@@ -174,7 +174,9 @@ class Recorder(tune.Callback):
         failure, best = report.failure, self._progress.best
         again = " (measured again)" if info.kind == "confirm" else ""
         name = f"trial {info.number}{again}: {config_text(info.config)}"
-        if failure is not None:
+        if info.stopped_early:
+            LOG.info("Stopped (losing after %d of %d load levels): %s", report.finished, report.planned, name)
+        elif failure is not None:
             LOG.info("Failed (%s, %s): %s: %s", failure.stage, failure.cause, name, failure.detail)
         else:
             unit = row["objective_unit"]

@@ -59,6 +59,7 @@ TRIALS = _schema(
     ("objective", _F64),
     ("score", _F64),
     ("loss", _F64),
+    ("objectives", _TEXT),
     ("slo_met", _BOOL),
     ("slo_hard_failed", _BOOL),
     ("slo_worst", _TEXT),
@@ -135,7 +136,12 @@ REQUESTS = _schema(
 TABLES = {"requests": REQUESTS, "steps": STEPS, "trials": TRIALS}  # in the order of writing
 
 
-_JSON_COLUMNS = (("trials", "config"), ("trials", "effective_args"), ("steps", "errors"))
+_JSON_COLUMNS = (
+    ("trials", "config"),
+    ("trials", "effective_args"),
+    ("trials", "objectives"),
+    ("steps", "errors"),
+)
 
 
 def _decoded(text: Any) -> dict[str, Any]:
@@ -204,6 +210,16 @@ class ResultStore:
                 self._fs.create_dir(f"{self._folder}/{table}", recursive=True)
             self._write("study.json", json.dumps(about, indent=2).encode())
 
+    def amend(self, **about: Any) -> None:
+        """Adds to study.json what is known at the end only."""
+        with _io_errors(f"amend {self.location}"):
+            self._write("study.json", json.dumps({**self._about(), **about}, indent=2).encode())
+
+    def _about(self) -> dict[str, Any]:
+        with self._fs.open_input_stream(f"{self._folder}/study.json") as stream:
+            about: dict[str, Any] = json.loads(stream.read())
+        return about
+
     def write_trial(
         self, trial: dict[str, Any], steps: list[dict[str, Any]], requests: list[dict[str, Any]]
     ) -> None:
@@ -227,8 +243,7 @@ class ResultStore:
         if not self.exists():
             raise StudyError(f"no study {self.study!r} in {self.root}")
         with _io_errors(f"read {self.location}"):
-            with self._fs.open_input_stream(f"{self._folder}/study.json") as stream:
-                about = json.loads(stream.read())
+            about = self._about()
             frames: dict[str, pd.DataFrame] = {}
             skipped: list[str] = []
             for name, schema in TABLES.items():

@@ -76,6 +76,7 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "objective": report.score.objective,
         "score": report.score.score,
         "loss": report.score.loss,
+        "objectives": _objectives(task, report),
         "slo_met": slo.met if report.finished else None,
         "slo_hard_failed": slo.hard_failed if report.finished else None,
         "slo_worst": slo.worst or None,
@@ -94,6 +95,19 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "duration_s": info.duration_s,
         "log_path": info.log_path,
     }
+
+
+def _objectives(task: Task, report: Report) -> str | None:
+    """All objectives where there are several, as JSON: by name objective, score and loss."""
+    if not report.others:
+        return None
+    every = zip(task.objectives, (report.score, *report.others), strict=True)
+    return json.dumps(
+        {
+            objective.name: {"objective": found.objective, "score": found.score, "loss": found.loss}
+            for objective, found in every
+        }
+    )
 
 
 def step_row(step: Step) -> dict[str, Any]:

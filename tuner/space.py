@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
@@ -132,11 +133,16 @@ class Float:
         return self.snap(_between(self.low, self.high, share, log=self.log))
 
     def snap(self, value: float) -> float:
-        """The member nearest to `value`."""
+        """The member nearest to `value`; of a continuous range, one of about a thousand of few digits."""
         inside = min(max(float(value), self.low), self.high)
         if self.step is None:
-            return inside
+            return min(max(self._readable(inside), self.low), self.high)
         return self._at(min(round((inside - self.low) / self.step), self.steps))
+
+    def _readable(self, value: float) -> float:
+        """`value` to four significant digits of the range, or of itself on a logarithmic one."""
+        size = abs(value) if self.log else self.high - self.low
+        return round(value, 3 - math.floor(math.log10(size))) if size > 0 else value
 
     def _at(self, k: int) -> float:
         assert self.step is not None
@@ -211,6 +217,26 @@ class SearchSpace:
             config = dict(zip(self.domains, combination, strict=True))
             if self.allows(config):
                 yield config
+
+    def only(self, names: Sequence[str]) -> SearchSpace:
+        """The space of these parameters alone, without constraints, which may need the others."""
+        return SearchSpace({name: self.domains[name] for name in names})
+
+    def coarse(self, most: int, seed: int) -> list[dict[str, Value]]:
+        """A coarse grid: first, middle and last of each parameter, `most` combinations of them at the most.
+
+        Where there are more, a balanced part: each of a parameter's values comes equally often.
+        """
+        chance = random.Random(seed)  # noqa: S311  a reproducible order, no secret
+        columns = []
+        for domain in self.domains.values():
+            values = list({config_key({"": v}): v for v in map(domain.draw, (0.0, 0.5, 1 - 1e-9))}.values())
+            column = [values[place % len(values)] for place in range(16 * most)]
+            chance.shuffle(column)
+            columns.append(column)
+        found = (dict(zip(self.domains, row, strict=True)) for row in zip(*columns, strict=True))
+        allowed = {config_key(config): config for config in found if self.allows(config)}
+        return list(allowed.values())[:most]
 
 
 def config_key(config: Mapping[str, Any]) -> str:

@@ -8,12 +8,12 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from ray import tune
 
@@ -23,10 +23,11 @@ from tuner.cluster import Resources, cluster
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
 from tuner.errors import NotEnoughGpus, UsageError
+from tuner.experience import experience
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
-from tuner.search import METRIC, MODE, Config, StudySearcher, make_searcher
+from tuner.search import METRIC, MODE, Config, LosingTrials, StudySearcher, make_searcher
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
@@ -69,6 +70,8 @@ def run_study(
     study: str | None = None,
     max_concurrent: int | None = None,
     seed: int | None = None,
+    warm_start: Sequence[str] = (),
+    prior: Literal["simulator"] | None = None,
     source: str = "",
     watch: Callable[[StudyProgress], None] | None = None,
 ) -> StudyOutcome:
@@ -76,7 +79,8 @@ def run_study(
 
     `engine` replaces the task's `base_runtime`, `seed` its seed. `num_gpus` are the GPUs, real or
     logical, of the local Ray cluster that is started where RAY_ADDRESS names none. `results` is a folder
-    or a URI, `study` a new study's name in it. `watch` is called whenever a trial starts or ends.
+    or a URI, `study` a new study's name in it. `warm_start` names earlier studies there to learn from;
+    the simulator's predictions are another `prior`. `watch` is called whenever a trial starts or ends.
     Raises a UsageError before anything is started; Ctrl-C and SIGTERM end the study early, with
     everything that was finished kept.
     """
@@ -87,19 +91,25 @@ def run_study(
     store = _new_store(results or default_root(), name, wanted=study is not None)
     name = store.study
     version = adapter.version()
+    known = experience(
+        task, adapter, warm_start=warm_start, simulate=prior == "simulator", root=store.root, seed=seed
+    )
     log_path = data_home() / "logs" / f"task_{name}.log"
     local_gpus = LOGICAL_GPUS if adapter.simulated else None
     with _interrupts_kept(), cluster(num_gpus, local_gpus=local_gpus) as resources:
         least = _require_gpus(task, adapter, resources)
         at_once = max_concurrent or _trials_at_once(resources, least)
         context = TrialContext(name, task, adapter.name, seed, resources.largest_node_cpus)
-        searcher = make_searcher(task, seed=seed, **_limits(adapter, resources, least))
+        searcher = make_searcher(task, seed=seed, known=known, **_limits(adapter, resources, least))
         store.create(_about(task, adapter, name, seed, version, source, searcher))
         recorder = Recorder(store, task, adapter, lambda: searcher.planned, watch)
         searcher.guard(lambda config: _refusal(adapter, config, resources), recorder.refused)
         with _study_log(log_path), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             LOG.info("Study %s: %d trials, %d at once, seed %d", name, searcher.planned, at_once, seed)
             interrupted = _fit(context, searcher, recorder, at_once, scratch)
+            if searcher.ended_early:
+                LOG.info("Study %s: the search has ended early: %s", name, searcher.ended_early)
+                store.amend(ended_early=searcher.ended_early)
             LOG.info("Study %s: %s", name, "interrupted" if interrupted else "done")
     return StudyOutcome(store.read(), store.location, log_path, interrupted)
 
@@ -114,6 +124,7 @@ def _fit(
             metric=METRIC,
             mode=MODE,
             search_alg=searcher,
+            scheduler=LosingTrials(searcher.stopping) if searcher.stopping else None,
             num_samples=-1,
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -203,7 +214,11 @@ def _limits(engine: Engine, resources: Resources, fewest_gpus: int) -> dict[str,
     if fewest_gpus:
         return {"gpus": engine.gpus, "total_gpus": resources.gpus}
     most = int(resources.largest_node_cpus)
-    return {"gpus": lambda config: min(engine.cpus(config), most), "total_gpus": resources.cpus}
+    return {
+        "gpus": lambda config: min(engine.cpus(config), most),
+        "total_gpus": resources.cpus,
+        "counts_gpus": False,
+    }
 
 
 def _refusal(engine: Engine, config: Config, resources: Resources) -> Failure | None:

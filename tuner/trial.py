@@ -21,7 +21,7 @@ from tuner.evaluate import Report, evaluate
 from tuner.load import LOAD_GENERATORS
 from tuner.results import data_home
 from tuner.rows import TrialInfo, this_node
-from tuner.search import METRIC
+from tuner.search import ELAPSED, SHARE, metric_names
 from tuner.task import Task
 
 
@@ -75,14 +75,15 @@ class EngineTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One load level: its report, the loss so far, and whether the trial is over."""
         report = next(self._reports)
-        failure = report.failure
+        failure, others = report.failure, [score.loss for score in report.others]
         return {
-            METRIC: report.score.loss,
+            **dict(zip(metric_names(1 + len(others)), (report.score.loss, *others), strict=True)),
+            SHARE: report.finished / report.planned,
             tune.result.DONE: report.done,
             "infrastructure": failure is not None and failure.cause.infrastructure,
             "report": report,
             "info": self._info,
-            "elapsed_s": time.monotonic() - self._began,
+            ELAPSED: time.monotonic() - self._began,
         }
 
     def cleanup(self) -> None:

@@ -100,11 +100,12 @@ class StrategyContract:
     def task(self, parameters: dict[str, Any] | None = None, **changes: Any) -> Task:
         """A task of this strategy; `changes` go into `optimization`, but for `constraints`."""
         constraints = changes.pop("constraints", [])
+        usual = {"n_initial_random": 3, "confirm": 0, "convergence": {"least_gain": None}}
         return make_task(
             {
                 "parameters": SMALL if parameters is None else parameters,
                 "constraints": constraints,
-                "optimization": {**self.optimization, "n_initial_random": 3, "confirm": 0, **changes},
+                "optimization": {**self.optimization, **usual, **changes},
             }
         )
 

@@ -1,7 +1,7 @@
-"""The contract, a study and an early stop on a real SGLang without a GPU: `make test-sglang`.
+"""The contract and two studies on a real SGLang without a GPU: `make test-sglang`.
 
 SGLANG_PYTHON names the interpreter that has SGLang; `shim/` stands for the GPU packages that it imports.
-A start takes 20 to 60 seconds.
+A start takes 10 to 60 seconds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tuner.engines.sglang import SGLangEngine
 from tuner.evaluate import evaluate
 from tuner.failures import Cause, Stage, TrialFailed
 from tuner.load import LOAD_GENERATORS
+from tuner.stopping import EarlyStopping
 from tuner.task import Task, make_task
 
 pytestmark = pytest.mark.timeout(1800)
@@ -39,15 +40,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def flags_asked_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One cache of SGLang's flags for all these tests: to ask takes as long as half a start."""
-    from tuner.engines import sglang
+@pytest.fixture(scope="module")
+def module_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
 
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sglang, "data_home", lambda: folder)
-        yield
+
+@pytest.fixture(autouse=True)
+def data_folder(module_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One for all these tests: SGLang is asked once for its flags, which takes half as long as a start."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(module_data))
+    return module_data / "autotuner"
 
 
 def task_for(model: Path, **sections: Any) -> Task:
@@ -148,9 +150,24 @@ def test_a_study_ends_with_a_best(model: Path, tmp_path: Path) -> None:
     trials = outcome.results.trials
     assert outcome.exit_code == 0
     assert trials["failure_cause"].isna().all() and not trials["simulated"].any()
-    assert len(trials) == 4
+    assert len(trials) == 4 and not trials["stopped_early"].any()
     assert (trials["engine_version"] == SGLangEngine(task).version()).all()
     assert (outcome.results.steps["requests_failed"] == 0).all()
+    assert processes.gone(task.served_model_name)
+
+
+def test_a_study_whose_trials_are_stopped_early_keeps_what_they_showed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EarlyStopping, "hopeless", lambda *_: True)  # five starts before it says so itself
+    task = task_for(model, optimization={"max_iterations": 3, "confirm": 0, "seed": 1})
+    outcome = run_study(task, num_gpus=2, max_concurrent=1, results=tmp_path, study="stopped")
+    trials = outcome.results.trials
+    searched = trials["kind"] == "search"
+    assert outcome.exit_code == 0 and trials["failure_cause"].isna().all()
+    assert searched.sum() == 2 and (trials["stopped_early"] == searched).all()
+    assert trials["levels_finished"].tolist() == [1 if stopped else 2 for stopped in searched]
+    assert (outcome.results.steps["requests_ok"] == 8).all()
     assert processes.gone(task.served_model_name)
 
 

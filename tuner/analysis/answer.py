@@ -14,13 +14,16 @@ import numpy as np
 import pandas as pd
 
 from tuner.analysis.confirmation import Confirmation, confirmation
+from tuner.analysis.front import from_the_knee
 from tuner.analysis.trials import (
     Status,
     Trial,
     finished,
     is_true,
+    losses_of,
     measured,
     objective_of,
+    objectives_of,
     outcome,
     rows,
     slo_terms,
@@ -78,7 +81,10 @@ class SloStatus:
 
 @dataclass(frozen=True)
 class Summary:
-    """The answer of a study; `reason` is one sentence for the verdict."""
+    """The answer of a study; `reason` is one sentence for the verdict.
+
+    `front` is the Pareto front of several objectives, from its knee on, which is the best; empty for one.
+    """
 
     objective: Objective
     best: Trial | None
@@ -88,6 +94,7 @@ class Summary:
     reason: str
     slo: SloStatus | None
     outcomes: Mapping[str, int]
+    front: Sequence[Trial] = ()
 
     @property
     def defaults_are_best(self) -> bool:
@@ -99,13 +106,14 @@ def summary(results: StudyResults) -> Summary:
     """The best trial and what it bought over the baseline.
 
     The best is the one that the repeats at the study's end favour; without repeats, the lowest loss of
-    those that finished.
+    those that finished. Of several objectives it is the knee of the front.
     """
     objective = objective_of(results)
     again = confirmation(results, CONFIDENCE)
     results = without_repeats(results)
     comparable = rows(finished(results.trials))
-    best: Trial | None = min(comparable, key=lambda trial: float(trial["loss"]), default=None)
+    front = [comparable[place] for place in from_the_knee([losses_of(trial) for trial in comparable])]
+    best: Trial | None = front[0] if front else None
     found = rows(results.trials)
     baseline: Trial | None = next((trial for trial in found if trial["kind"] == "baseline"), None)
     gain = None
@@ -126,6 +134,7 @@ def summary(results: StudyResults) -> Summary:
         reason=reason,
         slo=_slo_status(results),
         outcomes=Counter(outcome(trial) for trial in rows(results.trials)),
+        front=front if len(objectives_of(results)) > 1 else (),
     )
 
 

@@ -75,10 +75,21 @@ def _ended(trials: pd.DataFrame, *wanted: Status) -> pd.DataFrame:
     return trials[np.array([status(trial) in wanted for trial in rows(trials)], dtype=bool)]
 
 
-def objective_of(results: StudyResults) -> Objective:
-    """The study's objective."""
+def objectives_of(results: StudyResults) -> list[Objective]:
+    """The study's objectives, the first being the one that gains are told in."""
     optimization = results.about["task"].get("optimization") or {}
-    return OBJECTIVES[optimization.get("objective", "minimize_latency")]
+    named = optimization.get("objective", "minimize_latency")
+    return [OBJECTIVES[name] for name in ([named] if isinstance(named, str) else named)]
+
+
+def objective_of(results: StudyResults) -> Objective:
+    """The study's objective; of several, the first."""
+    return objectives_of(results)[0]
+
+
+def losses_of(trial: Trial) -> list[float]:
+    """A trial's losses, one for each of several objectives."""
+    return [float(each["loss"]) for each in trial["objectives"].values()] or [float(trial["loss"])]
 
 
 def slo_terms(results: StudyResults) -> tuple[SloTerm, ...]:
@@ -89,6 +100,17 @@ def slo_terms(results: StudyResults) -> tuple[SloTerm, ...]:
 def parameters_of(trials: pd.DataFrame) -> list[str]:
     """The parameters that the trials set, in the order in which they first appear."""
     return list(dict.fromkeys(name for config in trials["config"] for name in config))
+
+
+def default_of(flag: str, baseline: Trial | None) -> tuple[Any] | None:
+    """The engine's own value of `flag`, as the baseline's server told it; None where it did not."""
+    told = baseline["effective_args"] if baseline is not None else {}
+    return next(((told[name],) for name in (flag, flag.replace("-", "_")) if name in told), None)
+
+
+def overrides(config: Mapping[str, Any], baseline: Trial | None) -> int:
+    """How many flags differ from the engine's own defaults, or may do so."""
+    return sum(default_of(flag, baseline) != (value,) for flag, value in config.items())
 
 
 def is_number(value: Any) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.engines.base import ServerInfo
-from tuner.engines.ports import owned_by
+from tuner.engines.ports import listeners, owned_by
 from tuner.engines.process import EngineProcess
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 
@@ -144,9 +144,7 @@ def launched(
         with process:
             server = Server(process, signs, f"http://{HOST}:{port}", model)
             try:
-                _await_token(server, began + timeout_s)
-                if not then:
-                    _require_own(server)
+                _await_token(server, began + timeout_s, may_be_anothers=not then)
             except TrialFailed as failed:
                 if failed.failure.cause is Cause.PORT_TAKEN and attempt < _PORTS_TRIED:
                     continue
@@ -157,14 +155,14 @@ def launched(
 
 
 def _require_own(server: Server) -> None:
-    """PORT_TAKEN where another process's server answered: SGLang logs that it is ready even then."""
+    """PORT_TAKEN where another process listens: SGLang waits twelve minutes for one that says nothing."""
     port = int(server.base_url.rpartition(":")[2])
-    if owned_by(server.process.pid, port) is False:
+    if listeners(port) and owned_by(server.process.pid, port) is False:
         detail = f"port {port} is another server's: none of this engine's processes listens on it"
         raise TrialFailed(Failure(Stage.START, Cause.PORT_TAKEN, detail, server.process.log()))
 
 
-def _await_token(server: Server, deadline: float) -> None:
+def _await_token(server: Server, deadline: float, *, may_be_anothers: bool) -> None:
     body = {"model": server.model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
     while True:
         if (code := server.process.poll()) is not None:
@@ -175,11 +173,15 @@ def _await_token(server: Server, deadline: float) -> None:
             evidence = "\n".join(log.splitlines()[-_EVIDENCE_LINES:])
             detail = "no token was served within the start timeout"
             raise TrialFailed(Failure(Stage.START, Cause.START_TIMEOUT, detail, evidence))
+        if may_be_anothers:
+            _require_own(server)
         try:
             answer = call(f"{server.base_url}/v1/completions", body=body, timeout_s=min(remaining, 60.0))
         except OSError:  # refused while it loads, 503 while it warms up
             time.sleep(_POLL_S)
             continue
+        if may_be_anothers:
+            _require_own(server)  # who may have come in between
         if isinstance(answer, dict) and answer.get("choices"):
             return
         detail = f"answers a completion with {str(answer)[:200]!r}"

@@ -33,10 +33,12 @@ SIGNS = (
     Sign.of(r"Cannot find any model weights|Can't load the configuration of", Cause.MODEL_NOT_FOUND),
     Sign.of(r"watchdog timeout|Watchdog caught collective operation timeout", Cause.HANG),
     Sign.of(r"is not divisible|must be divisible", Cause.INVALID_FLAGS),
-    Sign.of(r"exceeds the maximum allowed length|greater than the derived context", Cause.INVALID_FLAGS),
+    Sign.of(r"greater than the derived context", Cause.INVALID_FLAGS),
+    # SGLang's own warm-up, refused: a user's prompt that is too long for the KV cache ends nothing.
+    Sign.of(r"^AssertionError: .*exceeds the maximum allowed length", Cause.INVALID_FLAGS),
     Sign.of(r"^\[.*\] Subprocess \S+ \(pid=\d+\) crashed", Cause.CRASH),  # in mid-log, by SGLang's watcher
 )
-_GPU_FACTORS = (  # each with the other spelling that SGLang takes
+_SIZES = (  # each with the other spelling that SGLang takes
     ("tp-size", "tensor-parallel-size"),
     ("pp-size", "pipeline-parallel-size"),
     ("dp-size", "data-parallel-size"),
@@ -73,10 +75,12 @@ class SGLangEngine(PackagedEngine):
 
     def gpus(self, config: Config) -> int:
         flags = self.given(config)
-        if flags.get("device") == "cpu":
-            return 0
-        tp, pp, dp = (_first_number(flags, names) for names in _GPU_FACTORS)
-        return tp * pp * (1 if flags.get("enable-dp-attention") else dp)  # there dp lies within tp
+        return 0 if flags.get("device") == "cpu" else _ranks(flags)
+
+    def cpus(self, config: Config) -> int:
+        """The load generator's; where SGLang computes on the CPU, one for each rank as well."""
+        flags = self.given(config)
+        return 1 + (_ranks(flags) if flags.get("device") == "cpu" else 0)
 
     def launch_command(self, config: Config) -> list[str]:
         return ["python", "-m", "sglang.launch_server", *self.arguments(config, DEPLOYED, DEPLOYED_PORT)]
@@ -114,6 +118,11 @@ def _server_info(said: Mapping[str, Any]) -> ServerInfo:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _ranks(flags: Config) -> int:
+    tp, pp, dp = (_first_number(flags, names) for names in _SIZES)
+    return tp * pp * (1 if flags.get("enable-dp-attention") else dp)  # there dp lies within tp
 
 
 def _first_number(flags: Config, names: Sequence[str]) -> int:

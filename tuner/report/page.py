@@ -26,7 +26,7 @@ from tuner.analysis import (
     summary,
     without_repeats,
 )
-from tuner.analysis.trials import Trial, is_number, is_true, parameters_of, rows
+from tuner.analysis.trials import Trial, is_number, is_true, objectives_of, parameters_of, rows
 from tuner.report import plots, words
 from tuner.report.canvas import svg
 from tuner.report.style import CSS, SCRIPT
@@ -48,6 +48,7 @@ def html(results: StudyResults, launch: str | None) -> str:
         [
             *_head(results, title),
             *_answer(answer, unit, launch),
+            *_front(search, answer),
             *_advice(results),
             *_plots(search, answer, unit),
             *_time_line(results),
@@ -105,6 +106,24 @@ def _flags(best: Trial, baseline: Trial | None) -> str:
         setting = escape(f"{flag}={words.value_text(value)}")
         lines.append(f'<tr><td{changed}><code>{setting}</code></td><td class="soft">{escape(note)}</td></tr>')
     return f'<table class="flags">{"".join(lines)}</table>'
+
+
+def _front(results: StudyResults, answer: Summary) -> Iterator[str]:
+    """The Pareto front of several objectives: a plot of the first two, and all of it as a table."""
+    if not answer.front:
+        return
+    objectives = objectives_of(results)
+    drawn = _figure("Pareto front", plots.front_plot(results, answer), "As first measured.")
+    yield f'<h2>Pareto front</h2><div class="plots">{drawn}</div><div class="scroll">'
+    heads = ["Trial", *words.front_heads(objectives), "Configuration"]
+    cells = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    yield f'<table class="trials"><thead><tr>{cells}</tr></thead><tbody>'
+    for trial in answer.front:
+        values = [trial["objectives"][each.name]["objective"] for each in objectives]
+        numbers = "".join(map(_number, values, words.front_cells(trial, objectives)))
+        config = escape(words.config_text(trial["config"]))
+        yield f"<tr>{_number(trial['trial'], str(trial['trial']))}{numbers}<td>{config}</td></tr>"
+    yield "</tbody></table></div>"
 
 
 def _advice(results: StudyResults) -> Iterator[str]:

@@ -23,7 +23,7 @@ from tuner.analysis import (
     random_expectation,
     status,
 )
-from tuner.analysis.trials import Trial, is_number, rows
+from tuner.analysis.trials import Trial, is_number, objectives_of, rows
 from tuner.report import words
 from tuner.report.canvas import (
     BLUE,
@@ -184,6 +184,30 @@ def tradeoff_plots(results: StudyResults, answer: Summary) -> dict[str, Figure]:
         legend(figure)
         figures[str(scenario)] = figure
     return figures
+
+
+def front_plot(results: StudyResults, answer: Summary) -> Figure:
+    """The first two of several objectives over all finished trials, the front as a line."""
+    across, up = objectives_of(results)[:2]
+    figure, axes = axes_of(WIDE)
+
+    def place(trials: Sequence[Trial]) -> list[list[float]]:
+        units = [words.display_unit(each) for each in (across, up)]
+        values = [[trial["objectives"][each.name]["objective"] for trial in trials] for each in (across, up)]
+        return [[unit.factor * value for value in own] for unit, own in zip(units, values, strict=True)]
+
+    compared = rows(finished(results.trials))
+    axes.plot(*place(compared), "o", color=BLUE, ms=5, alpha=0.6, mew=0, label="finished trial")
+    ordered = sorted(answer.front, key=lambda trial: float(trial["objectives"][across.name]["objective"]))
+    axes.plot(*place(ordered), "-", color=INK, lw=1.1, label="Pareto front")
+    defaults = [trial for trial in compared if trial["kind"] == "baseline"]
+    axes.plot(*place(defaults), "D", color=GREEN, mec=INK, mew=0.7, ms=7, label="engine's defaults")
+    axes.plot(*place(answer.front[:1]), "*", color=ORANGE, mec=INK, mew=0.7, ms=13, label="knee")
+    heads = words.front_heads([across, up])
+    axes.set_xlabel(heads[0])
+    axes.set_ylabel(heads[1])
+    legend(figure)
+    return figure
 
 
 def _draw_tradeoff(axes: Axes, steps: pd.DataFrame, answer: Summary) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.analysis import Status, Summary, Verdict, finished, next_steps, summary, without_repeats
-from tuner.analysis.trials import Trial, is_true, rows
+from tuner.analysis.trials import Trial, is_true, objectives_of, rows
+from tuner.objective import Objective
 from tuner.report import words
 from tuner.results import StudyResults
 
@@ -26,6 +27,7 @@ def terminal(results: StudyResults, launch: str | None) -> RenderableType:
         *_title(results),
         *_answer(answer, unit),
         *_launch(launch),
+        *_front(answer, objectives_of(results)),
         *_top(without_repeats(results), answer, unit),
         *_failures(answer),
         *_advice(results),
@@ -98,6 +100,22 @@ def _top(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[R
         table.add_row(*cells, Text(words.config_text(trial["config"])))
     first = ", as first measured" if answer.gain is not None and answer.gain.rounds else ""
     yield _section(f"The best {min(_TOP, len(ranked))} of {len(ranked)} finished trials{first}")
+    yield _indented(table)
+
+
+def _front(answer: Summary, objectives: Sequence[Objective]) -> Iterator[RenderableType]:
+    """The front of several objectives, as first measured."""
+    if not answer.front:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("Trial", justify="right")
+    for head in words.front_heads(objectives):
+        table.add_column(head, justify="right")
+    table.add_column("Configuration", overflow="fold")
+    for trial in answer.front:
+        cells = [str(trial["trial"]), *words.front_cells(trial, objectives)]
+        table.add_row(*cells, Text(words.config_text(trial["config"])))
+    yield _section(f"The Pareto front: {len(answer.front)} configurations, the knee first")
     yield _indented(table)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from tuner.analysis import (
     without_repeats,
 )
 from tuner.analysis.answer import CONFIDENCE
-from tuner.analysis.trials import Trial, is_true
+from tuner.analysis.trials import Trial, default_of, is_true
 from tuner.objective import Objective
 from tuner.results import StudyResults
 
@@ -96,12 +96,9 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 def against_default(flag: str, value: Any, baseline: Trial | None) -> str:
     """`default 0.88`, `as by default`, or nothing where the engine did not say."""
-    chosen = baseline["effective_args"] if baseline is not None else {}
-    for spelling in (flag, flag.replace("-", "_")):
-        if spelling in chosen:
-            same = chosen[spelling] == value
-            return "as by default" if same else f"default {value_text(chosen[spelling])}"
-    return ""
+    if (default := default_of(flag, baseline)) is None:
+        return ""
+    return "as by default" if default == (value,) else f"default {value_text(default[0])}"
 
 
 def level_text(row: Mapping[str, Any]) -> str:
@@ -130,6 +127,8 @@ def subject(results: StudyResults) -> str:
     repeats = len(results.trials) - ended
     planned = about.get("planned_trials") or ended
     count = f"{ended} trial{'s' * (ended != 1)}" if ended >= planned else f"{ended} of {planned} trials"
+    if why := about.get("ended_early"):
+        count += f" (then {why})"
     if repeats:
         count += f" and {repeats} repeat{'s' * (repeats != 1)}"
     return f"{model} on {engine}, {count}{_elapsed(results.trials)}"
@@ -152,6 +151,26 @@ def client_limit_sentence(results: StudyResults) -> str:
         f"In {len(limited)} of {len(results.steps)} load levels the load client was the limit, not the "
         f"engine (trials {trials}): {limited.iloc[0]['client_limit']}. Give it more CPU, or put less load on."
     )
+
+
+def front_heads(objectives: Sequence[Objective]) -> list[str]:
+    """A heading for each objective, with its unit: `ttft (ms)`."""
+    return [f"{_short(objective)} ({display_unit(objective).name})" for objective in objectives]
+
+
+def front_cells(trial: Trial, objectives: Sequence[Objective]) -> list[str]:
+    """A trial's value of each objective."""
+    values = trial["objectives"]
+    return [display_unit(each).number(float(values[each.name]["objective"])) for each in objectives]
+
+
+def display_unit(objective: Objective) -> Unit:
+    """How an objective's values are shown where several stand side by side."""
+    return Unit("ms", 1e3) if objective.unit == "s" else Unit(objective.unit, 1.0)
+
+
+def _short(objective: Objective) -> str:
+    return objective.name.removeprefix("minimize_").removeprefix("maximize_").replace("_", " ")
 
 
 def headline(answer: Summary) -> str:
@@ -242,6 +261,6 @@ def copyable(launch: str) -> str:
 
 def score_label(answer: Summary, unit: Unit) -> str:
     """The score axis: `penalised mean ttft (ms)`; without SLOs there is no penalty."""
-    name = answer.objective.name.removeprefix("minimize_").removeprefix("maximize_").replace("_", " ")
+    name = _short(answer.objective)
     mean = "" if answer.objective.maximise else "mean "
     return f"{'penalised ' if answer.slo is not None else ''}{mean}{name} ({unit.name})"

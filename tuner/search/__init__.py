@@ -1,6 +1,27 @@
 """Which configuration is tried next: the study's searcher (`searcher`), and the strategies behind it."""
 
-from tuner.search.searcher import METRIC, MODE, Config, StudySearcher, Suggestion
+from tuner.search.scheduler import LosingTrials
+from tuner.search.searcher import (
+    ELAPSED,
+    METRIC,
+    MODE,
+    SHARE,
+    Config,
+    StudySearcher,
+    Suggestion,
+    metric_names,
+)
 from tuner.search.strategies import make_searcher
 
-__all__ = ["METRIC", "MODE", "Config", "StudySearcher", "Suggestion", "make_searcher"]
+__all__ = [
+    "ELAPSED",
+    "METRIC",
+    "MODE",
+    "SHARE",
+    "Config",
+    "LosingTrials",
+    "StudySearcher",
+    "Suggestion",
+    "make_searcher",
+    "metric_names",
+]

@@ -18,8 +18,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.experience import Known
 from tuner.objective import HARD_SLO_TIER
 from tuner.search.encoding import Encoding
+from tuner.search.prior import Prior
 from tuner.search.surrogate import Array, GaussianProcess, distances, expected_improvement
 from tuner.space import SearchSpace, Value, config_key
 
@@ -43,6 +45,7 @@ class GpSampler(BaseSampler):
         *,
         n_initial: int,
         seed: int,
+        priors: Sequence[Known] = (),
     ) -> None:
         self._space, self._encoding = space, encoding
         self._distributions = dict(distributions)
@@ -51,6 +54,8 @@ class GpSampler(BaseSampler):
         self._independent = RandomSampler(seed=seed)
         self._model = GaussianProcess(encoding.unordered)
         self._listed = self._enumerated()
+        self._prior = Prior(priors, encoding) if priors else None
+        self.expected_gain: float | None = None  # of the last point that a model chose: a share
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters are drawn together."""
@@ -105,7 +110,9 @@ class GpSampler(BaseSampler):
         return {name: domain.draw(float(self._rng.random())) for name, domain in self._space.domains.items()}
 
     def _spread(self, points: Array, seen: Array) -> int:
-        """A candidate far from all that was seen; any one at first."""
+        """A candidate far from all that was seen; at first the best of the prior, or any one."""
+        if not len(seen) and self._prior is not None:
+            return int(np.argmin(self._prior(points)))
         some = self._rng.choice(len(points), min(_SPREAD_OVER, len(points)), replace=False)
         if not len(seen):
             return int(some[0])
@@ -114,13 +121,21 @@ class GpSampler(BaseSampler):
 
     def _promising(self, points: Array, seen: Array, losses: Array) -> int:
         """The candidate of the highest expected improvement, the running ones believed."""
-        count = len(losses)
+        count, lowest = len(losses), float(losses.min())
+        expected = np.zeros(len(points))
+        if self._prior is not None:
+            expected = self._prior(points)
+            weight = self._prior.weight(seen[:count], losses, float(expected.std()))
+            expected *= weight
+            losses = losses - weight * self._prior(seen[:count])
         search = count <= _ALWAYS_SEARCHED or count % _EVERY == 0
         self._model.fit(seen[:count], losses, search=search)
         if len(seen) > count:
             believed, _ = self._model.predict(seen[count:])
             self._model.fit(seen, np.concatenate([losses, believed]), search=False)
-        improvement = expected_improvement(*self._model.predict(points), float(losses.min()))
+        mean, deviation = self._model.predict(points)
+        improvement = expected_improvement(mean + expected, deviation, lowest)
+        self.expected_gain = float(improvement.max())
         return int(np.argmax(improvement))
 
 

@@ -10,25 +10,34 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune.search import Searcher
 
+from tuner.analysis.front import from_the_knee, front
 from tuner.failures import Failure
 from tuner.objective import FAILED_TIER, HARD_SLO_TIER
 from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
 from tuner.space import SearchSpace, Value, config_key
+from tuner.stopping import EarlyStopping, SearchEnd
 
 METRIC, MODE = "loss", "min"
+SHARE, ELAPSED = "share", "elapsed_s"  # of a result: how much of the trial's load is done, and in what time
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
 _REFUSED_IN_A_ROW = 100  # then the engine refuses everything, and the search ends
 _DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
 _FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
 
 Config = dict[str, Value]
+Losses = dict[str, float]  # by metric: the loss of each objective
+
+
+def metric_names(objectives: int) -> tuple[str, ...]:
+    """The names of the losses in a result, one for each objective."""
+    return (METRIC, *(f"{METRIC}_{number}" for number in range(2, objectives + 1)))
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,10 @@ class StudySearcher(Searcher):
 
     `budget` counts the trials of the search. Then come `rounds` of confirmation, in which the `FINALISTS`
     best configurations and the baseline are measured again in turn: the best of many is partly lucky, and
-    only repeats tell luck from gain. `gpus(config)` is what a configuration needs, `total_gpus` what the
-    cluster has.
+    only repeats tell luck from gain. `end` ends the search sooner where more of it is not worth its time,
+    by what the sampler says of its `expected_gain` among others; `stopping` knows what a trial that was
+    stopped early would have come to. `gpus(config)` is what a configuration needs, `total_gpus` what the
+    cluster has; without `counts_gpus` both are of CPUs.
     """
 
     def __init__(
@@ -72,18 +83,26 @@ class StudySearcher(Searcher):
         baseline: bool,
         rounds: int,
         seed: int,
+        end: SearchEnd | None = None,
+        stopping: EarlyStopping | None = None,
+        expected_gain: Callable[[], float | None] = lambda: None,
+        metrics: tuple[str, ...] = (METRIC,),
         gpus: Callable[[Config], int] = lambda config: 1,
         total_gpus: float = float("inf"),
+        counts_gpus: bool = True,
     ) -> None:
         super().__init__(metric=METRIC, mode=MODE)
         self._inner, self._encoding, self._space = inner, encoding, space
         self.budget, self.baseline, self.rounds = budget, baseline, rounds
         self._baseline_due = baseline
-        self._gpus, self._total_gpus = gpus, total_gpus
+        self._end, self.stopping, self._expected_gain = end or SearchEnd(), stopping, expected_gain
+        self.ended_early = ""  # why the search ended before its last trial
+        self._gpus, self._total_gpus, self._counts_gpus = gpus, total_gpus, counts_gpus
         self._refuse: Callable[[Config], Failure | None] = lambda config: None
         self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
         self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
-        self._losses: dict[str, float] = {}
+        self._metrics = metrics
+        self._losses: dict[str, Losses] = {}
         self._measured: dict[str, Config] = {}
         self._confirmations: list[Config] | None = None
         self._refused_in_a_row = 0
@@ -116,7 +135,9 @@ class StudySearcher(Searcher):
         pending, self._held = self._held, None
         self._pending[trial_id] = pending
         suggestion = pending.suggestion
-        self._launched += suggestion.kind != "confirm"
+        if suggestion.kind != "confirm":
+            self._launched += 1
+            self._end.began()
         return {"number": suggestion.number, "kind": suggestion.kind, "flags": dict(suggestion.config)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -132,13 +153,30 @@ class StudySearcher(Searcher):
             for inner_id in pending.inner_ids:
                 self._inner.on_trial_complete(inner_id, error=True)
             return
-        suggestion, loss = pending.suggestion, float(result[METRIC])
+        suggestion, losses = pending.suggestion, self._final(result)
         if suggestion.kind == "confirm":
             return
-        self._losses[suggestion.key] = loss
+        held = pending.gpus if self._counts_gpus else 0
+        self._end.ended(self._progress(losses), gpus=held, duration_s=float(result.get(ELAPSED, 0.0)))
+        self._losses[suggestion.key] = losses
         self._measured[suggestion.key] = suggestion.config
         for inner_id in pending.inner_ids:
-            self._tell(inner_id, loss)
+            self._tell(inner_id, losses)
+
+    def _final(self, result: Mapping[str, Any]) -> Losses:
+        """What the trial came to; of one that was stopped, what it would have come to, and no best."""
+        losses, share = {name: float(result[name]) for name in self._metrics}, float(result.get(SHARE, 1.0))
+        if share >= 1 or self.stopping is None or losses[METRIC] >= HARD_SLO_TIER / 2:
+            return losses
+        expected = self.stopping.expected(share, losses[METRIC])
+        return losses if expected is None else {METRIC: max(expected[0], self.stopping.best)}
+
+    def _progress(self, losses: Losses) -> float:
+        """The loss that tells whether the search still gets on: of several, lower for each new front."""
+        if len(self._metrics) == 1:
+            return losses[METRIC]
+        known = [list(each.values()) for each in self._losses.values()]
+        return -float(len(known)) if front([*known, list(losses.values())])[-1] else math.inf
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the results on disk are the state to resume from."""
@@ -148,8 +186,10 @@ class StudySearcher(Searcher):
 
     def _due(self) -> _Pending | None:
         """What comes next: the search, and when all of it has ended, the confirmation."""
-        if self._launched < self.budget and (found := self._next()):
-            return found
+        if self._launched < self.budget and not self.ended_early:
+            self.ended_early = self._end.reason()
+            if not self.ended_early and (found := self._next()):
+                return found
         if any(pending.suggestion.kind != "confirm" for pending in self._pending.values()):
             return None
         if self._confirmations is None:
@@ -160,13 +200,28 @@ class StudySearcher(Searcher):
     def _to_confirm(self) -> list[Config]:
         """The finalists and the baseline, in turn; nothing where nothing beats the baseline."""
         defaults = config_key({})
-        bound = min(HARD_SLO_TIER / 2, self._losses.get(defaults, math.inf))
-        ranked = sorted((key for key in self._measured if key != defaults), key=self._losses.__getitem__)
-        finalists = [self._measured[key] for key in ranked[:FINALISTS] if self._losses[key] < bound]
+        of_defaults = self._losses.get(defaults, {}).get(METRIC, math.inf)
+        finalists = [self._measured[key] for key in self._ranked() if key != defaults][:FINALISTS]
         if not finalists:
             return []
-        served = self._losses.get(defaults, math.inf) < FAILED_TIER  # else they would only fail again
+        served = of_defaults < FAILED_TIER  # else they would only fail again
         return [config for _ in range(self.rounds) for config in [*([{}] if served else []), *finalists]]
+
+    def _ranked(self) -> list[str]:
+        """The keys of the configurations that may be recommended, the best first.
+
+        One objective: those that beat the baseline. Several: the front, from its knee on.
+        """
+        finished = {
+            key: list(self._losses[key].values())
+            for key in self._measured
+            if self._losses[key][METRIC] < HARD_SLO_TIER / 2
+        }
+        if len(self._metrics) > 1:
+            keys, losses = list(finished), list(finished.values())
+            return [keys[place] for place in from_the_knee(losses)]
+        bound = finished.get(config_key({}), [math.inf])[0]
+        return sorted((key for key in finished if finished[key][0] < bound), key=lambda key: finished[key][0])
 
     def _next(self) -> _Pending | None:
         """A configuration that nobody has tried; None where there is none (for now)."""
@@ -183,6 +238,7 @@ class StudySearcher(Searcher):
                 break
             found = self._take(self._encoding.decode(point), inner_id)
             if found:
+                self._end.expects(self._expected_gain())
                 return found
         return self._drawn()
 
@@ -197,8 +253,8 @@ class StudySearcher(Searcher):
                 pending.inner_ids.append(inner_id)
                 return None
         if not self._space.allows(config):
-            self._losses[key] = _FORBIDDEN_LOSS
-            self._tell(inner_id, _FORBIDDEN_LOSS)
+            self._losses[key] = dict.fromkeys(self._metrics, _FORBIDDEN_LOSS)
+            self._tell(inner_id, self._losses[key])
             return None
         if self._refused(config):
             self._tell(inner_id, self._losses[key])
@@ -217,7 +273,7 @@ class StudySearcher(Searcher):
             self._refused_in_a_row = 0
             return False
         refused = self._new("search", config).suggestion
-        self._losses[refused.key] = self._on_refused(refused, failure)
+        self._losses[refused.key] = dict.fromkeys(self._metrics, self._on_refused(refused, failure))
         self._refused_in_a_row += 1
         return True
 
@@ -252,5 +308,5 @@ class StudySearcher(Searcher):
         self._numbered += 1
         return _Pending(suggestion, self._gpus(config), [inner_id] if inner_id else [])
 
-    def _tell(self, inner_id: str, loss: float) -> None:
-        self._inner.on_trial_complete(inner_id, {METRIC: loss})
+    def _tell(self, inner_id: str, losses: Losses) -> None:
+        self._inner.on_trial_complete(inner_id, losses)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -12,14 +13,21 @@ from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
 
-from tuner.plan import planned_trials
+from tuner.errors import UsageError
+from tuner.experience import NOTHING, Experience, Known
+from tuner.plan import FINALISTS, planned_trials, sampler_of
 from tuner.search.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.search.gp_sampler import GpSampler
-from tuner.search.searcher import METRIC, MODE, Config, StudySearcher
+from tuner.search.searcher import METRIC, MODE, Config, StudySearcher, metric_names
+from tuner.search.staged import Stage, StagedSearcher, stages_of, trials_of
 from tuner.space import SearchSpace
+from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.task import Task
+from tuner.task.model import GPU_FLAGS, Optimization
 
+MEASURED_AGAIN = 2  # of the best configurations of earlier studies: the first trials of this one
 GP_INITIAL = 3  # starting points of the Gaussian process, unless the task says how many
+COARSE_SHARE = 0.3  # of a hybrid search's trials, for its coarse grid
 _AS_IT_IS = Code(None, lambda value: value, lambda value: value, lambda value: 0.0)
 
 
@@ -42,48 +50,154 @@ class GridSearcher(Searcher):
         """A grid learns nothing."""
 
 
-def make_searcher(task: Task, *, seed: int, space: SearchSpace | None = None, **limits: Any) -> StudySearcher:
+@dataclass(frozen=True)
+class Inner:
+    """A searcher of samplers' points, how those are read, and what it expects to gain by its next one."""
+
+    searcher: Searcher
+    encoding: Encoding
+    expected_gain: Callable[[], float | None] = lambda: None
+
+
+def make_searcher(
+    task: Task,
+    *,
+    seed: int,
+    space: SearchSpace | None = None,
+    known: Experience = NOTHING,
+    **limits: Any,
+) -> StudySearcher:
     """The searcher of a task's strategy, over the task's space unless another is given.
 
+    What is `known` before is told to it: the best of its data are measured first, the priors guide a
+    Gaussian process until trials say otherwise. UsageError for a sampler that cannot be told.
     `limits` are passed on to `StudySearcher`.
     """
     space, options = space or task.space, task.optimization
-    tpe_space = encode(space, integers=optuna_integers)
-    inner: Searcher
-    if options.enumerates or not tpe_space.codes:
-        inner = GridSearcher(space, seed)
-        encoding = Encoding(tuple(space.domains), dict.fromkeys(space.domains, _AS_IT_IS), {})
-    elif options.strategy == "bayesian" and options.sampler == "hyperopt":
-        encoding = encode(space, integers=hyperopt_integers)
-        inner = HyperOptSearch(
-            HyperOptSearch.convert_search_space(encoding.tune_space),
-            metric=METRIC,
-            mode=MODE,
-            n_initial_points=options.n_initial_random,
-            random_state_seed=seed,
-        )
-    else:
-        encoding = tpe_space
-        sampler: BaseSampler
-        if options.strategy == "random":
-            sampler = RandomSampler(seed=seed)
-        elif options.sampler == "gp":
-            named = "n_initial_random" in options.model_fields_set
-            initial = options.n_initial_random if named else GP_INITIAL
-            distributions = OptunaSearch.convert_search_space(encoding.tune_space)
-            sampler = GpSampler(space, encoding, distributions, n_initial=initial, seed=seed)
-        else:
-            sampler = TPESampler(n_startup_trials=options.n_initial_random, seed=seed)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        distributions = OptunaSearch.convert_search_space(encoding.tune_space)
-        inner = OptunaSearch(distributions, metric=METRIC, mode=MODE, sampler=sampler)
+    budget = planned_trials(task)
+    inner = _inner(task, space, seed, budget, known)
+    repeats = options.confirm * (FINALISTS + options.baseline)
+    one = len(task.objectives) == 1  # a trial that loses in one objective may win in another
+    stops = options.early_stopping and not options.enumerates and one
     return StudySearcher(
-        inner,
-        encoding,
+        inner.searcher,
+        inner.encoding,
         space,
-        budget=planned_trials(task),
+        budget=budget,
         baseline=options.baseline,
         rounds=options.confirm,
         seed=seed,
+        end=SearchEnd(
+            patience=options.convergence.patience,
+            least_gain=options.convergence.least_gain,
+            max_time_s=options.max_time,
+            max_gpu_hours=options.max_gpu_hours,
+            repeats=repeats,
+        ),
+        stopping=EarlyStopping() if stops else None,
+        metrics=metric_names(len(task.objectives)),
+        expected_gain=inner.expected_gain,
         **limits,
+    )
+
+
+def _inner(task: Task, space: SearchSpace, seed: int, budget: int, known: Experience) -> Inner:
+    options = task.optimization
+    sampler = sampler_of(task).name
+    if known != NOTHING:
+        _require_teachable(options, sampler, known)
+    if options.enumerates or not encode(space, integers=optuna_integers).codes:
+        plain = Encoding(tuple(space.domains), dict.fromkeys(space.domains, _AS_IT_IS), {})
+        return Inner(GridSearcher(space, seed), plain)
+    if options.strategy == "hierarchical":
+        return _staged(options, space, sampler, seed, budget)
+    ranked = sorted(known.data, key=lambda each: each[1])
+    first = [config for config, _ in ranked[:MEASURED_AGAIN]]
+    if options.strategy == "hybrid":
+        first += space.coarse(max(2, round(COARSE_SHARE * budget)), seed)
+    inner = _modelled(options, space, sampler, seed, first, known.priors)
+    if known.data:
+        assert isinstance(inner.searcher, OptunaSearch)
+        for config, loss in ranked:
+            inner.searcher.add_evaluated_point(inner.encoding.encode(config), loss)
+    return inner
+
+
+def _require_teachable(options: Optimization, sampler: str, known: Experience) -> None:
+    if options.strategy not in ("bayesian", "hybrid") or sampler not in ("gp", "tpe"):
+        raise UsageError(
+            "--warm-start and --prior need the strategy bayesian or hybrid and the sampler auto, gp or tpe; "
+            f"the task has {options.strategy} and {sampler}"
+        )
+    if len(options.objectives) > 1:
+        raise UsageError("--warm-start and --prior need a task of one objective")
+    if known.priors and sampler != "gp":
+        raise UsageError(
+            f"only the sampler gp can use a prior (--prior, or a study of other conditions), not {sampler}"
+        )
+
+
+def _modelled(
+    options: Optimization,
+    space: SearchSpace,
+    sampler: str,
+    seed: int,
+    first: Sequence[Config] = (),
+    priors: Sequence[Known] = (),
+) -> Inner:
+    """A sampler behind Ray's adapter; `first` are the configurations that it starts with."""
+    integers = hyperopt_integers if sampler == "hyperopt" else optuna_integers
+    encoding = encode(space, integers=integers)
+    points = [encoding.encode(config) for config in first] or None
+    if sampler == "hyperopt":
+        searcher: Searcher = HyperOptSearch(
+            HyperOptSearch.convert_search_space(encoding.tune_space),
+            metric=METRIC,
+            mode=MODE,
+            points_to_evaluate=points,
+            n_initial_points=options.n_initial_random,
+            random_state_seed=seed,
+        )
+        return Inner(searcher, encoding)
+    distributions = OptunaSearch.convert_search_space(encoding.tune_space)
+    drawn: BaseSampler
+    gain: Callable[[], float | None] = lambda: None  # noqa: E731
+    if sampler == "random":
+        drawn = RandomSampler(seed=seed)
+    elif sampler == "gp":
+        named = "n_initial_random" in options.model_fields_set
+        initial = options.n_initial_random if named else GP_INITIAL
+        process = GpSampler(space, encoding, distributions, n_initial=initial, seed=seed, priors=priors)
+        drawn, gain = process, lambda: process.expected_gain
+    else:
+        drawn = TPESampler(n_startup_trials=options.n_initial_random, seed=seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    metrics = list(metric_names(len(options.objectives)))
+    several = len(metrics) > 1
+    searcher = OptunaSearch(
+        distributions,
+        metric=metrics if several else METRIC,
+        mode=[MODE] * len(metrics) if several else MODE,
+        sampler=drawn,
+        points_to_evaluate=points,
+    )
+    return Inner(searcher, encoding, gain)
+
+
+def _staged(options: Optimization, space: SearchSpace, sampler: str, seed: int, budget: int) -> Inner:
+    """The groups of parameters in turn, then all of them together."""
+    joint = _modelled(options, space, sampler, seed)
+    names = list(joint.encoding.codes)
+    groups = [group for group in stages_of(names, options.stages, GPU_FLAGS) if group]
+    sizes = {name: space.domains[name].size() for name in names}
+    stages = [
+        Stage(_modelled(options, space.only(group), sampler, seed + 1 + number).searcher, most)
+        for number, (group, most) in enumerate(zip(groups, trials_of(groups, sizes, budget), strict=True))
+    ]
+    middle = {name: domain.draw(0.5) for name, domain in space.domains.items()}
+    assert isinstance(joint.searcher, OptunaSearch)
+    return Inner(
+        StagedSearcher(stages, joint.searcher, joint.encoding.encode(middle)),
+        joint.encoding,
+        joint.expected_gain,
     )

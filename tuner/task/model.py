@@ -66,32 +66,83 @@ class EngineOptions(Section):
     hang_timeout: Seconds = Field(60.0, description="Seconds under load without any token.")
 
 
+ObjectiveName = Literal[
+    "minimize_latency",
+    "minimize_ttft",
+    "minimize_tpot",
+    "maximize_throughput",
+    "maximize_output_throughput",
+]
+
+
+def _objective_kind(value: Any) -> str:
+    return "<list>" if isinstance(value, list | tuple) else "<name>"
+
+
+_Objectives = Annotated[
+    Annotated[ObjectiveName, Tag("<name>")]
+    | Annotated[list[ObjectiveName], Field(min_length=1, max_length=4), Tag("<list>")],
+    Discriminator(_objective_kind),
+]
+
+
+class Convergence(Section):
+    """When a search is over before its last trial."""
+
+    patience: int | None = Field(None, ge=1, description="Trials in a row without a better one.")
+    least_gain: float | None = Field(
+        0.001,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Share of the objective: less is no gain. A gp search ends when it expects less.",
+    )
+
+
 class Optimization(Section):
     """How to search."""
 
-    strategy: Literal["bayesian", "grid_search", "grid", "random"] = "bayesian"
-    sampler: Literal["tpe", "hyperopt", "gp"] = Field(
-        "tpe",
-        description="Of the bayesian strategy: tpe is Optuna's, hyperopt is Hyperopt's TPE, gp a Gaussian "
-        "process over the configurations that exist.",
+    strategy: Literal["bayesian", "grid_search", "grid", "random", "hybrid", "hierarchical"] = Field(
+        "bayesian",
+        description="hybrid: a coarse grid, then bayesian; hierarchical: groups of parameters in turn, "
+        "then all together.",
     )
-    objective: Literal[
-        "minimize_latency",
-        "minimize_ttft",
-        "minimize_tpot",
-        "maximize_throughput",
-        "maximize_output_throughput",
-    ] = "minimize_latency"
+    sampler: Literal["auto", "tpe", "hyperopt", "gp"] = Field(
+        "auto",
+        description="Of the strategies that model: tpe is Optuna's, hyperopt is Hyperopt's TPE, gp a "
+        "Gaussian process over the configurations that exist; auto takes what measures best.",
+    )
+    stages: list[Annotated[list[FlagName], Field(min_length=1)]] = Field(
+        [],
+        description="Of the hierarchical strategy: the groups of parameters; default: the sizes that take "
+        "GPUs, then the others two by two.",
+    )
+    objective: _Objectives = Field(
+        "minimize_latency", description="What is optimised; a list asks for the Pareto front of several."
+    )
     max_iterations: int = Field(
         100, ge=1, le=100_000, description="Trials of the search, the baseline included."
     )
     n_initial_random: int = Field(5, ge=0, le=100_000, description="Random trials before the model's own.")
+    convergence: Convergence = Field(
+        Convergence(), validate_default=True, description="When a search ends before its last trial."
+    )
+    early_stopping: bool = Field(True, description="Stop trials that are clearly losing (not of a grid).")
+    max_time: Seconds | None = Field(None, description="Seconds for the whole study, the repeats included.")
+    max_gpu_hours: float | None = Field(
+        None, gt=0, le=1e6, allow_inf_nan=False, description="GPU hours for the whole study."
+    )
     timeout_per_iteration: Seconds = Field(600.0, description="Seconds for one whole trial.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Default: drawn, and recorded in study.json.")
     baseline: bool = Field(True, description="Measure the engine's own defaults first, as trial 0.")
     confirm: int = Field(
         2, ge=0, le=20, description="Times that the best two and the baseline are measured again at the end."
     )
+
+    @property
+    def objectives(self) -> list[ObjectiveName]:
+        """The names of all objectives, the first being the one that gains are told in."""
+        return self.objective if isinstance(self.objective, list) else [self.objective]
 
     @property
     def enumerates(self) -> bool:
@@ -277,7 +328,12 @@ class Task(Section):
     @property
     def objective(self) -> scoring.Objective:
         """What is optimised."""
-        return scoring.OBJECTIVES[self.optimization.objective]
+        return self.objectives[0]
+
+    @property
+    def objectives(self) -> tuple[scoring.Objective, ...]:
+        """All that is optimised; more than one where the Pareto front is asked for."""
+        return tuple(scoring.OBJECTIVES[name] for name in self.optimization.objectives)
 
     @property
     def slo_terms(self) -> scoring.Slo:
@@ -338,10 +394,45 @@ class Task(Section):
             for path, value in self._values_of(flag):
                 if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS:
                     found.append((path, f"must be an integer from 1 to {_MOST_GPUS}, got {shown(value)}"))
+        found += self._stage_problems() + self._front_problems()
         if self.optimization.enumerates and not self.space.enumerable():
             found.append(("optimization.strategy", "grid_search needs a step on every continuous parameter"))
         elif self.constraints and self.space.size <= 10**6 and next(self.space.grid(), None) is None:
             found.append(("constraints", "leave no configuration at all"))
+        return found
+
+    def _front_problems(self) -> list[tuple[str, str]]:
+        """What several objectives at once do not go with."""
+        options, found = self.optimization, []
+        if len(set(options.objectives)) < len(options.objectives):
+            found.append(("optimization.objective", "names one twice"))
+        if len(options.objectives) > 1:
+            if options.sampler in ("gp", "hyperopt"):
+                found.append(
+                    ("optimization.sampler", f"{options.sampler} has one objective; use auto or tpe")
+                )
+            if options.strategy == "hierarchical":
+                found.append(("optimization.strategy", "hierarchical has one objective; use bayesian"))
+        return found
+
+    def _stage_problems(self) -> list[tuple[str, str]]:
+        found, seen = [], set[str]()
+        options = self.optimization
+        if options.strategy == "hierarchical" and options.sampler == "hyperopt":
+            found.append(("optimization.sampler", "hierarchical needs auto, gp or tpe: Hyperopt's cannot "
+                          "be told what another stage has found"))  # fmt: skip
+        if options.stages and options.strategy != "hierarchical":
+            found.append(("optimization.stages", f"is of no use where strategy is {options.strategy}"))
+        for number, group in enumerate(options.stages):
+            for place, flag in enumerate(group):
+                path = f"optimization.stages[{number}][{place}]"
+                if flag not in self.parameters:
+                    near = get_close_matches(flag, self.parameters, n=1)
+                    hint = f"; nearest: {near[0]}" if near else ""
+                    found.append((path, f"is not one of the parameters{hint}"))
+                elif flag in seen:
+                    found.append((path, f"{flag} is in a stage already"))
+                seen.add(flag)
         return found
 
     def _values_of(self, flag: str) -> list[tuple[str, Any]]:

@@ -1,0 +1,120 @@
+"""What is known of a space before a study: earlier studies of it, and the simulator's prediction.
+
+Where model, engine, load, promises and GPUs were the same, an earlier trial is as good as one of the study
+itself. Where not, it says which configurations are good, if not how good: a prior.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pandas as pd
+
+from tuner.analysis import objective_of
+from tuner.engines import gpus
+from tuner.engines.base import Engine
+from tuner.engines.simulator.predict import predict
+from tuner.errors import UsageError
+from tuner.failures import Cause
+from tuner.results import ResultStore, StudyResults
+from tuner.space import SearchSpace, Value
+from tuner.task import Task, make_task
+
+MOST_PREDICTED = 300  # configurations; each takes the simulator some hundredths of a second
+
+Known = list[tuple[dict[str, Value], float]]  # configurations with their losses
+
+
+@dataclass(frozen=True)
+class Experience:
+    """`data` was measured under the same conditions; each of `priors` under others, or was predicted."""
+
+    data: Known
+    priors: list[Known]
+
+
+NOTHING = Experience([], [])
+
+
+def experience(
+    task: Task, engine: Engine, *, warm_start: Iterable[str], simulate: bool, root: str | Path, seed: int
+) -> Experience:
+    """What the studies `warm_start` in `root`, and with `simulate` the simulator, know of the task's space.
+
+    UsageError where a study had another objective or knows no configuration of the space.
+    """
+    data: Known = []
+    priors: list[Known] = []
+    for name in warm_start:
+        results = ResultStore(root, name).read()
+        known = _known(task, results)
+        if _conditions(task, engine.name, engine.simulated, _own_gpus(engine)) == _conditions_of(results):
+            data += known
+        else:
+            priors.append(known)
+    if simulate:
+        priors.append(_predicted(task, seed))
+    return Experience(data, priors)
+
+
+def _known(task: Task, results: StudyResults) -> Known:
+    study = results.about["study"]
+    theirs = objective_of(results).name
+    if theirs != task.objective.name:
+        raise UsageError(
+            f"--warm-start: study {study} was of {theirs}, this task is of {task.objective.name}"
+        )
+    infrastructure = {str(cause) for cause in Cause if cause.infrastructure}
+    trials = results.trials
+    taught = (trials["kind"] != "baseline") & ~trials["failure_cause"].isin(infrastructure)
+    taught &= ~trials["stopped_early"].fillna(value=False).astype(bool)
+    known = [
+        (dict(config), float(loss))
+        for config, loss in zip(trials["config"][taught], trials["loss"][taught], strict=True)
+        if task.space.contains(config)
+    ]
+    if not known:
+        raise UsageError(f"--warm-start: study {study} has measured no configuration of this task's space")
+    return known
+
+
+def _conditions(task: Task, engine: str, simulated: bool, gpu_models: set[str]) -> tuple[Any, ...]:
+    load = task.benchmark.model_dump(exclude={"model_name", "model_tokenizer"})
+    return (
+        *(engine, simulated, task.model.id_or_path, sorted(gpu_models)),
+        *(json.dumps(part, sort_keys=True) for part in (load, task.engine.args, task.slo.model_dump())),
+    )
+
+
+def _conditions_of(results: StudyResults) -> tuple[Any, ...]:
+    about, models = results.about, results.trials["gpu_model"].dropna()
+    task = make_task(about["task"], str(about["study"]))
+    return _conditions(task, about["engine"], bool(about["simulated"]), set(pd.unique(models)))
+
+
+def _own_gpus(engine: Engine) -> set[str]:
+    """The models of this machine's GPUs; none for an engine that uses none of them."""
+    return set() if engine.simulated else {use.model for use in gpus.all_gpus()}
+
+
+def _predicted(task: Task, seed: int) -> Known:
+    """The simulator's losses of the whole space, or of as many configurations as it does in some seconds."""
+    return [(config, predict(task, config, seed).loss) for config in _some_of(task.space, seed)]
+
+
+def _some_of(space: SearchSpace, seed: int) -> list[dict[str, Value]]:
+    chance = Random(seed)  # noqa: S311  a reproducible draw, no secret
+    if space.enumerable():
+        configs = list(space.grid())
+        chance.shuffle(configs)
+        return configs[:MOST_PREDICTED]
+    drawn: list[Mapping[str, Value]] = [
+        {name: domain.draw(chance.random()) for name, domain in space.domains.items()}
+        for _ in range(MOST_PREDICTED)
+    ]
+    return [dict(config) for config in drawn if space.allows(config)]
