@@ -72,6 +72,7 @@ ObjectiveName = Literal[
     "minimize_tpot",
     "maximize_throughput",
     "maximize_output_throughput",
+    "maximize_goodput",
 ]
 
 
@@ -378,6 +379,7 @@ class Task(Section):
         for path, flags in (("parameters", self.parameters), ("engine.args", self.engine.args)):
             found += [(f"{path}.{flag}", RESERVED[flag]) for flag in flags if flag in RESERVED]
         found += [(f"benchmark.{key}", message) for key, message in self.benchmark.problems()]
+        found += self._promise_problems()
         if self.engine.command and self.engine.python:
             found.append(("engine.command", "names the interpreter as well; leave engine.python out"))
         for flag in sorted(self.engine.args.keys() & self.parameters.keys()):
@@ -434,6 +436,12 @@ class Task(Section):
                     found.append((path, f"{flag} is in a stage already"))
                 seen.add(flag)
         return found
+
+    def _promise_problems(self) -> list[tuple[str, str]]:
+        """What needs promises, and there are none."""
+        if "maximize_goodput" in self.optimization.objectives and not self.slo_terms.terms:
+            return [("optimization.objective", "maximize_goodput counts what keeps the SLOs; give slo")]
+        return []
 
     def _values_of(self, flag: str) -> list[tuple[str, Any]]:
         spec = self.parameters.get(flag)
