@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top. A module may import from its own layer and from those before it.
 LAYERS = {
     "base": "errors registry",
-    "domain": "task space scenarios workload prompts datasets vocabulary metrics objective failures plan "
-    "stopping analysis",
+    "domain": "task space scenarios workload levels prompts datasets vocabulary metrics objective failures "
+    "plan stopping analysis",
     "adapters": "engines load results report export",
     "compose": "evaluate rows experience bench check",
     "ray": "search cluster trial recorder study",

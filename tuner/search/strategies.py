@@ -78,7 +78,8 @@ def make_searcher(
     inner = _inner(task, space, seed, budget, known)
     repeats = options.confirm * (FINALISTS + options.baseline)
     one = len(task.objectives) == 1  # a trial that loses in one objective may win in another
-    stops = options.early_stopping and not options.enumerates and one
+    alike = task.benchmark.find is None  # else the loads of one trial are not those of another
+    stops = options.early_stopping and not options.enumerates and one and alike
     return StudySearcher(
         inner.searcher,
         inner.encoding,

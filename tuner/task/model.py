@@ -234,6 +234,9 @@ class Benchmark(Section):
     traffic_scenarios: list[Annotated[str, AfterValidator(_scenario)]] = Field(
         ["D(100,100)"], min_length=1, max_length=1000
     )
+    find: Literal["max_load"] | None = Field(
+        None, description="Search each trial for the highest of these loads that keeps the SLOs."
+    )
     dataset: Text | None = Field(
         None, min_length=1, description="File of the scenario `dataset`: JSON lines, or ShareGPT's format."
     )
@@ -441,7 +444,20 @@ class Task(Section):
         """What needs promises, and there are none."""
         if "maximize_goodput" in self.optimization.objectives and not self.slo_terms.terms:
             return [("optimization.objective", "maximize_goodput counts what keeps the SLOs; give slo")]
-        return []
+        if self.benchmark.find is None:
+            return []
+        found = []
+        if not self.slo_terms.terms:
+            found.append(("benchmark.find", "looks for the load that keeps the SLOs; give slo"))
+        if len(self.benchmark.traffic_scenarios) > 1:
+            found.append(("benchmark.find", "takes one traffic scenario"))
+        if len(set(self.benchmark.loads())) < 2:
+            found.append(("benchmark.find", "needs a lowest and a highest load to search between"))
+        if not all(objective.maximise for objective in self.objectives):
+            found.append(
+                ("benchmark.find", "goes with an objective that is maximised: latencies grow with load")
+            )
+        return found
 
     def _values_of(self, flag: str) -> list[tuple[str, Any]]:
         spec = self.parameters.get(flag)
