@@ -162,7 +162,8 @@ def measure(
     """One load level, on a clean cache unless it is to stay warm; TrialFailed where it cannot be believed."""
     if not task.benchmark.keep_cache:
         server.flush_cache()
-    target = Target(server.base_url, server.model, task.benchmark.additional_params)
+    params, tokenizer = task.benchmark.additional_params, task.benchmark.model_tokenizer
+    target = Target(server.base_url, server.model, params, tokenizer or task.model.id_or_path)
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise _out_of_time(task)

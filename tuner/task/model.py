@@ -224,7 +224,7 @@ class Benchmark(Section):
     """The load, in genai-bench's vocabulary."""
 
     task: Literal["text-to-text"] = "text-to-text"
-    tool: Literal["native"] = Field("native", description="The load generator.")
+    tool: Literal["native", "genai-bench"] = Field("native", description="The load generator.")
     model_name: Text | None = Field(None, description="Name under which the model is served and asked for.")
     model_tokenizer: Text | None = Field(
         None,
@@ -284,7 +284,18 @@ class Benchmark(Section):
                 read_dataset(self.dataset)
             except ValueError as error:
                 found.append(("dataset", f"{self.dataset}: {error}"))
-        return found
+        return [*found, *self._beyond_genai_bench()]
+
+    def _beyond_genai_bench(self) -> list[tuple[str, str]]:
+        """What that tool does not do, where it is to put the load on."""
+        if self.tool != "genai-bench":
+            return []
+        closed = [] if self.request_rate is None else [("request_rate", "is more than genai-bench does")]
+        return closed + [
+            (f"traffic_scenarios[{number}]", f"{scenario} is not among genai-bench's D, N and U")
+            for number, scenario in enumerate(self.traffic_scenarios)
+            if scenario[0] not in "DNU"
+        ]
 
 
 def _engine(name: str) -> str:
