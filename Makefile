@@ -57,7 +57,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	@touch $@
 
 $(SGLANG_ENV)/.installed: $(wildcard tests/sglang/*.txt)
-	@echo "Setting up $(SGLANG_ENV) with SGLang for the CPU (some minutes and 1.8 GB, once) ..."
+	@echo "Setting up $(SGLANG_ENV) with SGLang for the CPU (some minutes and 1.7 GB, once) ..."
 	@$(PYTHON) -m venv $(SGLANG_ENV)
 	@$(SGLANG_PIP) torch==2.13.0+cpu \
 		|| { echo "pip needs an index that has torch's builds for the CPU (PIP_EXTRA_INDEX_URL)"; exit 1; }
