@@ -160,7 +160,10 @@ def make(
         prompts *= math.exp(np.random.default_rng([seed, number, 1]).normal(0.0, drift))
         measured = [_level(rng, prompts, concurrency, noise) for concurrency in finished]
         gpus = {**DEFAULTS, **config}["tp-size"]
-        metrics = [summarise(records, window_s=_end_s(records), gpus=gpus) for records in measured]
+        promises = Slo(tuple(terms)).of_each_request or {"latency": 1e6}  # of none, all is goodput
+        metrics = [
+            summarise(records, window_s=_end_s(records), gpus=gpus, promises=promises) for records in measured
+        ]
         for step, (concurrency, level, records) in enumerate(zip(finished, metrics, measured, strict=True)):
             made.steps.append(_step(name, number, step, concurrency, level))
             made.requests.extend(_requests(name, number, step, records))

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top. A module may import from its own layer and from those before it.
 LAYERS = {
     "base": "errors registry",
-    "domain": "task space scenarios workload prompts datasets vocabulary metrics objective failures plan "
-    "stopping analysis",
+    "domain": "task space scenarios workload levels prompts datasets vocabulary metrics objective failures "
+    "plan stopping analysis",
     "adapters": "engines load results report export",
     "compose": "evaluate rows experience bench check",
     "ray": "search cluster trial recorder study",
@@ -166,7 +166,10 @@ def test_every_engine_in_the_table_is_there() -> None:
     [
         ("tuner", "ray pandas numpy pydantic pyarrow"),
         ("tuner.engines.simulator.launch", "ray pandas pydantic pyarrow"),
-        ("tuner.evaluate, tuner.rows, tuner.check, tuner.export, tuner.report", "ray optuna hyperopt"),
+        (
+            "tuner.evaluate, tuner.rows, tuner.bench, tuner.check, tuner.export, tuner.report, tuner.live",
+            "ray optuna hyperopt",
+        ),
     ],
 )
 def test_what_an_import_does_not_bring_along(modules: str, absent: str) -> None:

@@ -17,7 +17,7 @@ from tuner.objective import FAILED_TIER, HARD_SLO_TIER, OBJECTIVES, Objective, S
 
 LATENCIES = ("latency", "ttft", "tpot")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
-RATES = ("input_tok_s", "output_tok_s")
+RATES = ("input_tok_s", "output_tok_s", "goodput")
 
 ANY_SECONDS = st.one_of(st.floats(1e-4, 100.0), st.floats(0, 1e300), st.sampled_from([0.0, 5e-324, 1e-300]))
 DISTRIBUTIONS = st.builds(Distribution, *[ANY_SECONDS] * 5, n=st.integers(1, 100))
@@ -31,6 +31,7 @@ ANY_METRICS = st.builds(
     requests_failed=st.integers(0, 1000),
     input_tok_s=ANY_SECONDS,
     output_tok_s=ANY_SECONDS,
+    goodput=ANY_SECONDS,
     gpus=st.integers(1, 4096),
 )
 TERMS = st.builds(
@@ -63,7 +64,7 @@ def metrics(**values: Any) -> Metrics:
     usual: dict[str, Any] = {
         **{"latency": distribution(4.0), "ttft": distribution(0.5), "tpot": distribution(0.02)},
         **{"duration_s": 10.0, "requests_ok": 100, "requests_failed": 0},
-        **{"input_tok_s": 600.0, "output_tok_s": 200.0, "gpus": 2},
+        **{"input_tok_s": 600.0, "output_tok_s": 200.0, "goodput": 6.0, "gpus": 2},
     }
     return Metrics(**{**usual, **values})
 
@@ -90,9 +91,10 @@ LATENCY, THROUGHPUT = OBJECTIVES["minimize_latency"], OBJECTIVES["maximize_throu
         ("minimize_tpot", 0.02, "s", False),
         ("maximize_throughput", 400.0, "tok/s/GPU", True),
         ("maximize_output_throughput", 100.0, "tok/s/GPU", True),
+        ("maximize_goodput", 3.0, "requests/s/GPU", True),
     ],
 )
-def test_the_five_objectives(name: str, value: float, unit: str, maximise: bool) -> None:
+def test_the_objectives(name: str, value: float, unit: str, maximise: bool) -> None:
     objective = OBJECTIVES[name]
     one = metrics(
         latency=distribution(4.0, p50=9.0, p99=9.0),
@@ -110,7 +112,7 @@ def test_the_five_objectives(name: str, value: float, unit: str, maximise: bool)
 
 
 def test_there_are_no_other_objectives() -> None:
-    assert len(OBJECTIVES) == 5
+    assert len(OBJECTIVES) == 6
 
 
 def test_a_gain_is_the_share_taken_off_or_added() -> None:
@@ -304,10 +306,10 @@ def test_a_worse_metric_never_improves_score_or_loss(
     at = data.draw(st.integers(0, len(levels) - 1))
     level = levels[at]
     name = data.draw(st.sampled_from([*LATENCIES, *RATES]))
+    if getattr(level, name) is None:
+        return
     if name in RATES:
         worse = replace(level, **{name: getattr(level, name) / factor})
-    elif getattr(level, name) is None:
-        return
     else:
         statistic = data.draw(st.sampled_from(STATISTICS))
         distribution_ = getattr(level, name)
@@ -323,3 +325,27 @@ def test_a_worse_metric_never_improves_score_or_loss(
         assert after.score >= before.score * (1 - 1e-9)
     assert after.slo.met <= before.slo.met
     assert after.slo.hard_failed >= before.slo.hard_failed
+
+
+# --- goodput -------------------------------------------------------------------------------------------
+
+GOODPUT = OBJECTIVES["maximize_goodput"]
+BROKEN = Slo((SloTerm("ttft", "p95", 0.1),))
+
+
+def test_goodput_is_not_penalised_for_what_it_leaves_out() -> None:
+    seen = score(GOODPUT, BROKEN, [metrics()])
+    assert seen.objective == seen.score == 3.0
+    assert not seen.slo.met
+    assert seen.loss == score(GOODPUT, Slo(), [metrics()]).loss
+
+
+def test_where_nothing_kept_the_promises_the_nearer_is_the_better() -> None:
+    far, near = (metrics(goodput=0.0, ttft=distribution(ttft)) for ttft in (0.9, 0.2))
+    assert score(GOODPUT, BROKEN, [near]).loss < score(GOODPUT, BROKEN, [far]).loss < 1000
+    assert score(GOODPUT, BROKEN, [metrics(goodput=1e-6)]).loss < score(GOODPUT, BROKEN, [near]).loss
+
+
+def test_each_request_must_keep_the_loosest_promise_on_a_latency() -> None:
+    terms = (SloTerm("ttft", "mean", 0.2), SloTerm("ttft", "p99", 1.0), SloTerm("tpot", "p50", 0.05))
+    assert Slo(terms).of_each_request == {"ttft": 1.0, "tpot": 0.05}

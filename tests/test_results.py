@@ -113,7 +113,16 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 # --- the schema's versions -----------------------------------------------------------------------------
 
 ADDED = {  # since then
-    *("gpu_model", "gpu_others", "request_rate", "late_p99_s", "requests_held", "late_s", "goodput"),
+    *(
+        "gpu_model",
+        "gpu_others",
+        "request_rate",
+        "late_p99_s",
+        "requests_held",
+        "late_s",
+        "goodput",
+        "max_load",
+    ),
     *("client_lag_p99_s", "client_cpu", "client_limit"),
     *(f"engine_{field.name}" for field in fields(EngineFigures)),
     *(f"itl_{statistic}_s" for statistic in STATISTICS),

@@ -214,7 +214,8 @@ def test_levels_are_every_scenario_at_every_concurrency() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_can_be_asked_for(name: str) -> None:
-    assert make_task({"optimization": {"objective": name}}).objective is OBJECTIVES[name]
+    promise = {"slo": {"ttft": {"threshold": 1.0}}}
+    assert make_task({"optimization": {"objective": name}, **promise}).objective is OBJECTIVES[name]
 
 
 def test_engine_options() -> None:
@@ -536,3 +537,10 @@ def test_what_only_the_whole_shows_is_reported_beside_what_each_key_shows() -> N
     text = str(refused.value)
     for path in ("optimisation", "parameters.tp-size[1]", "parameters.a", "engine.arg"):
         assert f"f: {path}: " in text
+
+
+def test_goodput_needs_promises() -> None:
+    goodput = {"optimization": {"objective": "maximize_goodput"}}
+    with pytest.raises(TaskError, match=r"optimization\.objective: maximize_goodput counts .* give slo"):
+        make_task(goodput)
+    assert make_task({**goodput, "slo": {"ttft": {"threshold": 1}}}).objective.unit == "requests/s/GPU"

@@ -43,11 +43,12 @@ class BenchOutcome:
 
     def document(self) -> dict[str, Any]:
         """For machines: what was measured, on which server, level by level. Seconds, tokens, shares."""
-        said = ("engine_version", "simulated", "slo_met", "slo_worst", "failure_cause", "failure_detail")
+        said = ("engine_version", "simulated", "slo_met", "slo_worst", "max_load")
+        why = ("failure_cause", "failure_detail")
         return {
             "base_url": self.server.base_url,
             "model": self.server.model,
-            **{name: self.trial[name] for name in said},
+            **{name: self.trial[name] for name in (*said, *why)},
             "results": self.location,
             "levels": [level_document(step_row(step)) for step in self.steps],
         }

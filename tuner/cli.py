@@ -182,6 +182,8 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
     elif report.failure is None:
         value, penalised = report.score.objective, report.score.score
         click.echo(f"{task.objective.name}: {value:.6g} {row['objective_unit']}, score {penalised:.6g}")
+        if report.max_load is not None:
+            click.echo(f"highest load within the SLOs: {report.max_load:g}")
     sys.exit(4 if report.failure else 0)
 
 
@@ -232,6 +234,8 @@ def bench(
         outcome = measure(task, server, seed=seed, results=results, source=str(task_path), watch=show)
     if as_json:
         click.echo(json.dumps(outcome.document(), indent=2))
+    if outcome.trial["max_load"] is not None:
+        console.print(f"Max load {outcome.trial['max_load']:g} within the SLOs", highlight=False)
     if outcome.trial["slo_met"] is not None and outcome.trial["slo_worst"]:
         console.print(f"SLOs     {promises_text(outcome.trial)}", highlight=False)
     console.print(f"Results  {outcome.location}", soft_wrap=True, highlight=False)

@@ -19,6 +19,7 @@ from tuner.engines.base import Config, Engine, RunningEngine, ServerInfo
 from tuner.engines.gpus import GpuUse
 from tuner.engines.telemetry import EngineFigures, watched
 from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.levels import Levels, levels_of
 from tuner.load.base import Glance, LoadGenerator, LoadResult, Target
 from tuner.load.limit import client_limit
 from tuner.metrics import Metrics, RequestError, summarise
@@ -50,9 +51,10 @@ class Step:
 class Report:
     """What is known of a trial so far.
 
-    `step` is the load level that was finished last (None where a failure came instead), `score` is of
-    all finished levels, `others` are for the further objectives where there are several, `done` says that
-    no further report follows. `part` is the share that is done of a load level that goes on: such a report
+    `step` is the load level that was finished last (None where a failure came instead, or the last load of
+    a search was refused). `score` is of all finished levels, or of the one that was looked for, whose load
+    is `max_load`; `others` are for the further objectives where there are several. `done` says that no
+    further report follows. `part` is the share that is done of a load level that goes on: such a report
     has no `step`, and its `score` counts what was seen of that level so far. `gpus` is what was on the
     trial's GPUs before it (empty where they are logical, or no NVML is there).
     """
@@ -68,6 +70,7 @@ class Report:
     gpus: tuple[GpuUse, ...] = ()
     info: ServerInfo = field(default_factory=lambda: ServerInfo(version=""))
     start_s: float | None = None
+    max_load: float | None = None
 
     @property
     def share(self) -> float:
@@ -92,9 +95,8 @@ def evaluate(
     lives exactly as long as the generator needs it: closing the generator ends it.
     """
     deadline = time.monotonic() + task.optimization.timeout_per_iteration
-    levels = task.levels(seed)
-    report = Report(len(levels), 0, scores(task, [], _NOTHING)[0], done=False)
-    metrics: list[Metrics] = []
+    levels = levels_of(task, seed)
+    report = Report(levels.most, 0, scores(task, [], _NOTHING)[0], done=False)
     try:
         engine.check(config)
         start_limit_s = min(task.engine.start_timeout, task.optimization.timeout_per_iteration)
@@ -102,23 +104,66 @@ def evaluate(
             report = replace(report, gpus=before)
             with engine.launch(config, gpu_ids=gpu_ids, log_path=log_path, timeout_s=start_limit_s) as server:
                 report = replace(report, info=server.info, start_s=server.start_s)
-                for level in levels:
-                    per = engine.gpus(config) or 1  # rates per GPU are the whole server's where it has none
-                    step = yield from _measured(
-                        report, task, level, server, load, gpus=per, deadline=deadline, glances=glances
+                per = engine.gpus(config) or 1  # rates per GPU are the whole server's where it has none
+                level = levels.next()
+                while level is not None:
+                    step = yield from _step(
+                        report,
+                        task,
+                        level,
+                        levels,
+                        server,
+                        load,
+                        gpus=per,
+                        deadline=deadline,
+                        glances=glances,
                     )
-                    metrics.append(step.metrics)
-                    so_far, *others = scores(task, metrics)
+                    level = levels.next()
+                    so_far, *others = scores(task, levels.judged)
                     report = replace(
-                        report, finished=len(metrics), score=so_far, others=tuple(others), step=step
+                        report,
+                        finished=report.finished + (step is not None),
+                        score=so_far,
+                        others=tuple(others),
+                        step=step,
+                        max_load=levels.max_load,
                     )
-                    if len(metrics) < len(levels):
+                    if level is not None and step is not None:
                         yield report
-        yield replace(report, done=True)  # the engine has left its GPUs
+        yield replace(report, planned=report.finished, done=True)  # the engine has left its GPUs
     except TrialFailed as failed:
-        failure = _blamed(replace(failed.failure, progress=len(metrics) / len(levels)), report.gpus)
-        worst, *others = scores(task, metrics, failure)
-        yield replace(report, score=worst, others=tuple(others), done=True, step=None, failure=failure)
+        progress = min(report.finished / levels.most, 1.0)
+        failure = _blamed(replace(failed.failure, progress=progress), report.gpus)
+        worst, *others = scores(task, levels.judged, failure)
+        ended = replace(report, done=True, step=None, failure=failure, max_load=None)
+        yield replace(ended, score=worst, others=tuple(others))
+
+
+def _step(
+    report: Report,
+    task: Task,
+    level: LoadLevel,
+    levels: Levels,
+    server: RunningEngine,
+    load: LoadGenerator,
+    *,
+    gpus: int,
+    deadline: float,
+    glances: bool,
+) -> Generator[Report, None, Step | None]:
+    """Measures `level` and tells `levels`; None where it is an answer that the server refuses that much."""
+    try:
+        step = yield from _measured(
+            report, task, level, server, load, gpus=gpus, deadline=deadline, glances=glances
+        )
+    except TrialFailed as failed:
+        refused = failed.failure.cause is Cause.REQUEST_ERRORS and levels.searches
+        if not (refused and levels.judged):
+            raise
+        levels.saw(None)
+        return None
+    levels.saw(step.metrics)
+    return step
 
 
 def _blamed(failure: Failure, before: Sequence[GpuUse]) -> Failure:
@@ -211,7 +256,8 @@ def measure(
     """
     if not task.benchmark.keep_cache:
         server.flush_cache()
-    target = Target(server.base_url, server.model, task.benchmark.additional_params)
+    params, tokenizer = task.benchmark.additional_params, task.benchmark.model_tokenizer
+    target = Target(server.base_url, server.model, params, tokenizer or task.model.id_or_path)
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise _out_of_time(task)

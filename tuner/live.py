@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.evaluate import Report
-from tuner.recorder import StudyProgress
 from tuner.report.words import Unit, config_text, duration, seconds
+
+if TYPE_CHECKING:
+    from tuner.recorder import StudyProgress  # brings Ray along, which `tuner trial` and `bench` do without
 
 _BAR_WIDTH = 40
 
@@ -80,7 +82,8 @@ def report_line(report: Report) -> str:
     if report.failure:
         failure = report.failure
         return f"failed ({failure.stage}): {failure.cause}: {failure.detail}\n{failure.evidence}".rstrip()
-    assert report.step is not None
+    if report.step is None:
+        return "the last load was more than the server takes"
     metrics, level = report.step.metrics, report.step.level
     parts = [f"{level}:"]
     for name in ("latency", "ttft", "tpot"):

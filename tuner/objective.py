@@ -27,15 +27,21 @@ _SMALLEST, _LARGEST = 1e-9, 1e12  # objectives are clipped to this range before 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is optimised: a name as in the task file, a direction, a unit, and what it means."""
+    """What is optimised: a name as in the task file, a direction, a unit, and what it means.
+
+    One that `counts_promises` leaves out what broke them, and is not penalised for it again.
+    """
 
     name: str
     maximise: bool
     unit: str
     meaning: str
+    counts_promises: bool = False
 
     def value(self, metrics: Metrics) -> float | None:
         """This objective at one load level; None where nothing was measured."""
+        if self.counts_promises:
+            return None if metrics.goodput is None else metrics.goodput / metrics.gpus
         if self.maximise:
             rate = metrics.output_tok_s if "output" in self.name else metrics.total_tok_s
             return rate / metrics.gpus
@@ -45,6 +51,13 @@ class Objective:
     def unit_on(self, gpus: int) -> str:
         """The unit of a trial on so many GPUs; none stands in the unit of an engine on the CPU."""
         return self.unit if gpus else self.unit.removesuffix("/GPU")
+
+    def log_penalty(self, value: float, verdict: SloVerdict) -> float:
+        """What the promises take off `value`; of one that counts them, only where nothing kept them.
+
+        Then the value is zero whatever the configuration, and the penalty tells how near each came.
+        """
+        return 0.0 if self.counts_promises and value > 0 else verdict.log_penalty
 
     def better(self, a: float, b: float) -> bool:
         """Whether the value or score `a` is better than `b`."""
@@ -70,6 +83,9 @@ OBJECTIVES = {
         Objective("minimize_tpot", False, "s", "mean time per output token after the first"),
         Objective("maximize_throughput", True, "tok/s/GPU", "input and output tokens per second and GPU"),
         Objective("maximize_output_throughput", True, "tok/s/GPU", "output tokens per second and GPU"),
+        Objective(
+            "maximize_goodput", True, "requests/s/GPU", "requests per second and GPU that kept the SLOs", True
+        ),
     )
 }
 
@@ -165,14 +181,14 @@ def score(objective: Objective, slo: Slo, levels: Sequence[Metrics], failure: Fa
     verdict = slo.judge(levels)
     values = [value for value in map(objective.value, levels) if value is not None]
     value = math.fsum(values) / len(values) if values else None
-    natural = None if value is None else _penalised(objective, value, verdict.log_penalty)
+    penalty = verdict.log_penalty if value is None else objective.log_penalty(value, verdict)
+    natural = None if value is None else _penalised(objective, value, penalty)
     if failure is not None:
         remaining = 3.0 - failure.stage.rank - min(max(failure.progress, 0.0), 1.0)
         return Score(value, natural, FAILED_TIER + _FAILED_STAGE * remaining, verdict)
     if value is None:
         raise ValueError("a trial without a failure has at least one load level with requests that succeeded")
     logarithm = math.log(min(max(value, _SMALLEST), _LARGEST))
-    penalty = verdict.log_penalty
     squashed = _PENALTY_CEILING if math.isinf(penalty) else penalty / (1 + penalty / _PENALTY_CEILING)
     loss = (-logarithm if objective.maximise else logarithm) + squashed
     return Score(value, natural, loss + HARD_SLO_TIER if verdict.hard_failed else loss, verdict)

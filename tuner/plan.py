@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tuner.levels import levels_of
 from tuner.task import Task
 
 # Until `sampler: gp` is within 2 % of the best, in half and in nine tenths of the searches on eleven
@@ -100,6 +101,6 @@ def allowed_size(task: Task) -> float:
 def trial_guess_s(task: Task, engine: str) -> float:
     """Seconds of one trial whose load levels all use up their time: engine start (guessed), load, drain."""
     load = task.benchmark
-    levels = len(load.traffic_scenarios) * len(load.loads())
+    levels = levels_of(task, 0).most if load.find else len(load.traffic_scenarios) * len(load.loads())
     seconds = _START_GUESS_S.get(engine, _START_S) + levels * (_AROUND_A_LEVEL * load.max_time_per_iteration)
     return min(seconds, task.optimization.timeout_per_iteration)

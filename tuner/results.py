@@ -73,6 +73,7 @@ TRIALS = _schema(
     ("stopped_early", _BOOL),
     ("levels_planned", _I32),
     ("levels_finished", _I32),
+    ("max_load", _F64),
     ("started_at", _TIME),
     ("start_s", _F64),
     ("duration_s", _F64),

@@ -90,6 +90,7 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "stopped_early": info.stopped_early,
         "levels_planned": report.planned,
         "levels_finished": report.finished,
+        "max_load": report.max_load,
         "started_at": info.started_at,
         "start_s": report.start_s,
         "duration_s": info.duration_s,

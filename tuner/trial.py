@@ -70,7 +70,7 @@ class EngineTrial(tune.Trainable):
             seed=context.seed,
             gpu_ids=self._info.gpu_ids,
             log_path=Path(self._info.log_path),
-            glances=context.task.optimization.stops_trials and config["kind"] != "confirm",
+            glances=context.task.stops_trials and config["kind"] != "confirm",
         )
 
     def step(self) -> dict[str, Any]:

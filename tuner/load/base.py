@@ -13,11 +13,15 @@ from tuner.workload import LoadLevel
 
 @dataclass(frozen=True)
 class Target:
-    """The server that a load is put on: an OpenAI-compatible one at `base_url` (without /v1)."""
+    """The server that a load is put on: an OpenAI-compatible one at `base_url` (without /v1).
+
+    `tokenizer` is where the model's is to be had, a folder or a hub id, for a tool that wants one.
+    """
 
     base_url: str
     model: str
     extra_params: Mapping[str, Any]
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,18 @@ def _elapsed(trials: pd.DataFrame) -> str:
     return f" in {duration((ends.max() - trials['started_at'].min()).total_seconds())}"
 
 
+def client_limit_sentence(results: StudyResults) -> str:
+    """Which load levels tell of the load client rather than of the engine; empty where none does."""
+    limited = results.steps[results.steps["client_limit"].notna()]
+    if limited.empty:
+        return ""
+    trials = ", ".join(str(trial) for trial in sorted(limited["trial"].unique())[:10])
+    return (
+        f"In {len(limited)} of {len(results.steps)} load levels the load client was the limit, not the "
+        f"engine (trials {trials}): {limited.iloc[0]['client_limit']}. Give it more CPU, or put less load on."
+    )
+
+
 def front_heads(objectives: Sequence[Objective]) -> list[str]:
     """A heading for each objective, with its unit: `ttft (ms)`."""
     return [f"{_short(objective)} ({display_unit(objective).name})" for objective in objectives]
@@ -159,18 +171,6 @@ def display_unit(objective: Objective) -> Unit:
 
 def _short(objective: Objective) -> str:
     return objective.name.removeprefix("minimize_").removeprefix("maximize_").replace("_", " ")
-
-
-def client_limit_sentence(results: StudyResults) -> str:
-    """Which load levels tell of the load client rather than of the engine; empty where none does."""
-    limited = results.steps[results.steps["client_limit"].notna()]
-    if limited.empty:
-        return ""
-    trials = ", ".join(str(trial) for trial in sorted(limited["trial"].unique())[:10])
-    return (
-        f"In {len(limited)} of {len(results.steps)} load levels the load client was the limit, not the "
-        f"engine (trials {trials}): {limited.iloc[0]['client_limit']}. Give it more CPU, or put less load on."
-    )
 
 
 def headline(answer: Summary) -> str:

@@ -92,7 +92,7 @@ def make_searcher(
             max_gpu_hours=options.max_gpu_hours,
             repeats=repeats,
         ),
-        stopping=EarlyStopping() if options.stops_trials else None,
+        stopping=EarlyStopping() if task.stops_trials else None,
         metrics=metric_names(len(task.objectives)),
         expected_gain=inner.expected_gain,
         **limits,

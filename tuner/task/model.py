@@ -72,6 +72,7 @@ ObjectiveName = Literal[
     "minimize_tpot",
     "maximize_throughput",
     "maximize_output_throughput",
+    "maximize_goodput",
 ]
 
 
@@ -143,12 +144,6 @@ class Optimization(Section):
     def objectives(self) -> list[ObjectiveName]:
         """The names of all objectives, the first being the one that gains are told in."""
         return self.objective if isinstance(self.objective, list) else [self.objective]
-
-    @property
-    def stops_trials(self) -> bool:
-        """Whether trials that lose are stopped: a grid is seen whole, and of several objectives a trial
-        that loses in one may win in another."""
-        return self.early_stopping and not self.enumerates and len(self.objectives) == 1
 
     @property
     def enumerates(self) -> bool:
@@ -229,7 +224,7 @@ class Benchmark(Section):
     """The load, in genai-bench's vocabulary."""
 
     task: Literal["text-to-text"] = "text-to-text"
-    tool: Literal["native"] = Field("native", description="The load generator.")
+    tool: Literal["native", "genai-bench"] = Field("native", description="The load generator.")
     model_name: Text | None = Field(None, description="Name under which the model is served and asked for.")
     model_tokenizer: Text | None = Field(
         None,
@@ -238,6 +233,9 @@ class Benchmark(Section):
     )
     traffic_scenarios: list[Annotated[str, AfterValidator(_scenario)]] = Field(
         ["D(100,100)"], min_length=1, max_length=1000
+    )
+    find: Literal["max_load"] | None = Field(
+        None, description="Search each trial for the highest of these loads that keeps the SLOs."
     )
     dataset: Text | None = Field(
         None, min_length=1, description="File of the scenario `dataset`: JSON lines, or ShareGPT's format."
@@ -286,7 +284,18 @@ class Benchmark(Section):
                 read_dataset(self.dataset)
             except ValueError as error:
                 found.append(("dataset", f"{self.dataset}: {error}"))
-        return found
+        return [*found, *self._beyond_genai_bench()]
+
+    def _beyond_genai_bench(self) -> list[tuple[str, str]]:
+        """What that tool does not do, where it is to put the load on."""
+        if self.tool != "genai-bench":
+            return []
+        closed = [] if self.request_rate is None else [("request_rate", "is more than genai-bench does")]
+        return closed + [
+            (f"traffic_scenarios[{number}]", f"{scenario} is not among genai-bench's D, N and U")
+            for number, scenario in enumerate(self.traffic_scenarios)
+            if scenario[0] not in "DNU"
+        ]
 
 
 def _engine(name: str) -> str:
@@ -337,6 +346,17 @@ class Task(Section):
         return self.objectives[0]
 
     @property
+    def stops_trials(self) -> bool:
+        """Whether trials that lose are stopped.
+
+        A grid is seen whole; of several objectives, one that loses in one may win in another; and where
+        each trial looks for its own highest load, the load levels of two do not compare.
+        """
+        options = self.optimization
+        alike = self.benchmark.find is None and len(options.objectives) == 1
+        return options.early_stopping and not options.enumerates and alike
+
+    @property
     def objectives(self) -> tuple[scoring.Objective, ...]:
         """All that is optimised; more than one where the Pareto front is asked for."""
         return tuple(scoring.OBJECTIVES[name] for name in self.optimization.objectives)
@@ -384,6 +404,7 @@ class Task(Section):
         for path, flags in (("parameters", self.parameters), ("engine.args", self.engine.args)):
             found += [(f"{path}.{flag}", RESERVED[flag]) for flag in flags if flag in RESERVED]
         found += [(f"benchmark.{key}", message) for key, message in self.benchmark.problems()]
+        found += self._promise_problems()
         if self.engine.command and self.engine.python:
             found.append(("engine.command", "names the interpreter as well; leave engine.python out"))
         for flag in sorted(self.engine.args.keys() & self.parameters.keys()):
@@ -439,6 +460,25 @@ class Task(Section):
                 elif flag in seen:
                     found.append((path, f"{flag} is in a stage already"))
                 seen.add(flag)
+        return found
+
+    def _promise_problems(self) -> list[tuple[str, str]]:
+        """What needs promises, and there are none."""
+        if "maximize_goodput" in self.optimization.objectives and not self.slo_terms.terms:
+            return [("optimization.objective", "maximize_goodput counts what keeps the SLOs; give slo")]
+        if self.benchmark.find is None:
+            return []
+        found = []
+        if not self.slo_terms.terms:
+            found.append(("benchmark.find", "looks for the load that keeps the SLOs; give slo"))
+        if len(self.benchmark.traffic_scenarios) > 1:
+            found.append(("benchmark.find", "takes one traffic scenario"))
+        if len(set(self.benchmark.loads())) < 2:
+            found.append(("benchmark.find", "needs a lowest and a highest load to search between"))
+        if not all(objective.maximise for objective in self.objectives):
+            found.append(
+                ("benchmark.find", "goes with an objective that is maximised: latencies grow with load")
+            )
         return found
 
     def _values_of(self, flag: str) -> list[tuple[str, Any]]:

@@ -1,0 +1,116 @@
+"""The search for the highest load within the SLOs: few levels, monotone, and not led astray by noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_evaluate import BAD, ScriptedLoad, run
+
+from tuner.errors import TaskError
+from tuner.levels import MaxLoad, levels_of
+from tuner.metrics import RequestRecord, summarise
+from tuner.plan import trial_guess_s
+from tuner.task import Task, make_task
+from tuner.workload import LoadLevel
+
+
+def task(low: float = 4, high: float = 256, **load: Any) -> Task:
+    """TTFT below a second, between two concurrencies or (`rate=True`) rates."""
+    loads = {"request_rate": [low, high]} if load.pop("rate", False) else {"num_concurrency": [high, low]}
+    return make_task(
+        {
+            "optimization": {"objective": "maximize_throughput"},
+            "slo": {"ttft": {"mean": {"threshold": 1.0}}},
+            "benchmark": {"find": "max_load", **loads, **load},
+        }
+    )
+
+
+def search(task: Task, ttft_s: Callable[[LoadLevel], float | None]) -> tuple[float | None, list[LoadLevel]]:
+    """(the load that is found, the levels that were measured) of a server with such a TTFT."""
+    levels, seen = levels_of(task, 0), []
+    assert isinstance(levels, MaxLoad)
+    while (level := levels.next()) is not None:
+        seen.append(level)
+        ttft = ttft_s(level)
+        record = None if ttft is None else RequestRecord(0.0, ttft, ttft + 1, 10, 10)
+        levels.saw(None if record is None else summarise([record], window_s=1.0, gpus=1))
+    assert len(seen) <= levels.most
+    return levels.max_load, seen
+
+
+@pytest.mark.parametrize("border", [5, 17, 40, 100, 255])
+def test_it_comes_within_a_tenth_of_the_border_in_few_levels(border: int) -> None:
+    found, seen = search(task(), lambda level: level.concurrency / (border + 0.5))
+    assert found is not None and border / 1.1 - 1 <= found <= border
+    assert [level.concurrency for level in seen[:2]] == [4, 256]
+    assert len(seen) <= 12
+    assert all(level.warmup_requests == level.concurrency for level in seen)
+
+
+def test_rates_are_searched_as_well() -> None:
+    found, seen = search(task(0.5, 20.0, rate=True), lambda level: (level.request_rate or 0) / 7.3)
+    assert found is not None and 7.3 / 1.1 <= found <= 7.3
+    assert {level.concurrency for level in seen} == {1024}
+
+
+def test_the_bounds_end_it_at_once() -> None:
+    assert search(task(), lambda level: 0.1)[0] == 256
+    found, seen = search(task(), lambda level: 3.0)
+    assert (found, len(seen)) == (0.0, 1)
+
+
+def test_a_load_that_is_refused_is_too_much() -> None:
+    found, _ = search(task(), lambda level: 0.1 if level.concurrency <= 60 else None)
+    assert found is not None and 54 <= found <= 60
+
+
+def test_near_the_border_it_looks_twice_with_other_prompts() -> None:
+    found, seen = search(task(100, 200), lambda level: 1.01 if level.seed == 0 else 0.97)
+    assert [level.seed for level in seen[:4]] == [0, 1, 0, 1]
+    assert found == 200
+
+
+def test_noise_moves_what_is_found_little() -> None:
+    rng, off = np.random.default_rng(3), []
+    for _ in range(60):
+        found, _ = search(task(), lambda level: level.concurrency / 80.5 * math.exp(rng.normal(0, 0.02)))
+        assert found
+        off.append(abs(math.log(found / 80)))
+    assert np.quantile(off, 0.9) < math.log(1.15)
+
+
+def test_a_trial_is_scored_by_the_load_that_was_found(tmp_path: Path) -> None:
+    def answer(level: LoadLevel) -> list[RequestRecord]:
+        if level.concurrency > 12:
+            return [BAD] * 4
+        return [RequestRecord(0.0, 0.1 * level.concurrency, 0.2 + 0.1 * level.concurrency, 10, 10)] * 3
+
+    reports = run(task(1, 32), tmp_path, load=ScriptedLoad(answer))
+    last = reports[-1]
+    assert last.failure is None and last.done and last.max_load is not None
+    assert 9 <= last.max_load <= 10
+    steps = [report.step for report in reports if report.step is not None]
+    assert last.finished == last.planned == len(steps) == len({id(step) for step in steps})
+    [found] = {step.metrics.total_tok_s for step in steps if step.level.concurrency == last.max_load}
+    assert last.score.objective == last.score.score == pytest.approx(found)
+    assert last.score.slo.met
+
+
+def test_the_lowest_load_that_is_refused_is_a_failure(tmp_path: Path) -> None:
+    [last] = run(task(1, 32), tmp_path, load=ScriptedLoad(lambda level: [BAD] * 4))
+    assert last.failure is not None and last.max_load is None
+
+
+def test_what_it_needs_is_asked_for() -> None:
+    load = {"find": "max_load", "traffic_scenarios": ["D(1,2)", "D(2,2)"], "num_concurrency": [4]}
+    with pytest.raises(TaskError) as refused:
+        make_task({"benchmark": load})
+    for words in ("give slo", "one traffic scenario", "a lowest and a highest", "that is maximised"):
+        assert words in str(refused.value)
+    assert trial_guess_s(task(), "simulator") > 0

@@ -1,0 +1,151 @@
+"""Which load levels a trial goes through: all that the task lists, or a search for the highest load that
+keeps the SLOs. Knows nothing of engines; it is told what each level showed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from tuner.metrics import Metrics
+from tuner.objective import Slo
+from tuner.task import Task
+from tuner.workload import LoadLevel
+
+RESOLUTION = 1.1  # a higher load that broke the SLOs is at most so many times the one that is found
+NEAR = 0.02  # a promise kept or broken by less is looked at twice: repeats differ by 0.5-1.1 % (CV)
+
+
+class Levels(Protocol):
+    """The load levels of one trial, one after the other."""
+
+    most: int  # levels that there may be
+    searches: bool  # whether a level that the server refuses is an answer, not a failure
+
+    def next(self) -> LoadLevel | None:
+        """The next level; None when there is no other."""
+        ...
+
+    def saw(self, metrics: Metrics | None) -> None:
+        """What the newest level showed; None where the server refused too many of its requests."""
+        ...
+
+    @property
+    def judged(self) -> Sequence[Metrics]:
+        """What the trial is scored by."""
+        ...
+
+    @property
+    def max_load(self) -> float | None:
+        """The highest load that kept the SLOs, 0 where none did; None where it is not looked for."""
+        ...
+
+
+def levels_of(task: Task, seed: int) -> Levels:
+    """The load levels of a trial of `task`."""
+    listed = task.levels(seed)
+    return MaxLoad(listed, task.slo_terms) if task.benchmark.find == "max_load" else Listed(listed)
+
+
+class Listed:
+    """Every level of a list, in its order."""
+
+    searches = False
+    max_load = None
+
+    def __init__(self, levels: Sequence[LoadLevel]) -> None:
+        self.most = len(levels)
+        self.judged: list[Metrics] = []
+        self._left = iter(levels)
+
+    def next(self) -> LoadLevel | None:
+        return next(self._left, None)
+
+    def saw(self, metrics: Metrics | None) -> None:
+        if metrics is not None:
+            self.judged.append(metrics)
+
+
+class MaxLoad:
+    """The highest load between the lowest and the highest of a list that keeps the SLOs, by bisection.
+
+    Taken for granted: where a load keeps them, every lower one does. The lowest and the highest load come
+    first, then the geometric middle of the two that are nearest to the border, until these are within
+    `RESOLUTION`. A load near the border (`NEAR`) is measured a second time, with other prompts, and the
+    mean of both decides: a search must not turn the wrong way by chance. The trial is scored by the load
+    that is found, or by the lowest where none keeps the SLOs.
+    """
+
+    searches = True
+
+    def __init__(self, levels: Sequence[LoadLevel], slo: Slo) -> None:
+        self._at_rate = levels[0].request_rate is not None
+        self._levels = sorted(levels, key=_load)
+        self._slo = slo
+        self._kept: float | None = None  # the highest load that is known to keep the SLOs
+        self._broke: float | None = None  # the lowest that is known not to
+        self._now = _load(self._levels[0])
+        self._looks: list[Metrics] = []  # at the load of now
+        self._found: list[Metrics] = []
+        span = math.log(_load(self._levels[-1]) / self._now) / math.log(RESOLUTION)
+        self.most = 2 * (2 + math.ceil(math.log2(max(span, 1.0))))
+
+    def next(self) -> LoadLevel | None:
+        """The load of now (again, where it was near the border), or the next one to try."""
+        if not self._looks and (self._kept, self._broke) != (None, None):
+            following = self._following()
+            if following is None:
+                return None
+            self._now = following
+        level = replace(self._levels[0], seed=(self._levels[0].seed + len(self._looks)) % 2**32)
+        return _at(level, self._now)
+
+    def saw(self, metrics: Metrics | None) -> None:
+        looks = self._looks
+        if metrics is not None:
+            looks.append(metrics)
+            violation = sum(self._slo.judge([look]).worst_violation for look in looks) / len(looks)
+            if len(looks) == 1 and abs(violation) < NEAR:
+                return
+            if not self._found or violation <= 0:
+                self._found = [min(looks, key=lambda look: self._slo.judge([look]).worst_violation)]
+        if metrics is not None and violation <= 0:
+            self._kept = self._now
+        else:
+            self._broke = self._now
+        self._looks = []
+
+    @property
+    def judged(self) -> Sequence[Metrics]:
+        return self._found or self._looks
+
+    @property
+    def max_load(self) -> float | None:
+        return self._kept or 0.0
+
+    def _following(self) -> float | None:
+        """The load between the two bounds that is to be tried next."""
+        highest = _load(self._levels[-1])
+        if self._kept is None or self._kept >= highest:
+            return None
+        if self._broke is None:
+            return highest
+        middle = math.sqrt(self._kept * self._broke)
+        middle = middle if self._at_rate else float(round(middle))
+        between = self._kept < middle < self._broke
+        return middle if between and self._broke / self._kept > RESOLUTION else None
+
+
+def _load(level: LoadLevel) -> float:
+    return float(level.concurrency) if level.request_rate is None else level.request_rate
+
+
+def _at(level: LoadLevel, load: float) -> LoadLevel:
+    """`level` at another load; a warm-up that was as long as its concurrency is so again."""
+    if level.request_rate is not None:
+        return replace(level, request_rate=load)
+    streams = int(load)
+    warmup = streams if level.warmup_requests == level.concurrency else level.warmup_requests
+    return replace(level, concurrency=streams, warmup_requests=warmup)
