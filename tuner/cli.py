@@ -372,7 +372,7 @@ def _show(console: Console, content: RenderableType) -> None:
         return
     with console.capture() as shown:
         console.print(content)
-    click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()), file=console.file)
 
 
 def _show_report(console: Console, found: StudyResults, store: ResultStore) -> None:
