@@ -8,9 +8,12 @@ looked up instead of measured. A hit is a value within 2 % of the surface's best
     python benchmarks/search_quality.py --surfaces FOLDER --seeds 5 --strategies ours tpe --json
     python benchmarks/search_quality.py --surfaces FOLDER --at-once 4
     python benchmarks/search_quality.py --surfaces FOLDER --invalid cost
+    python benchmarks/search_quality.py --surfaces FOLDER --strategies ours random --by-surface
 
-A surface that is never hit counts as infinitely many trials (null in JSON). Invalid proposals are free
-unless --invalid cost: then each is a failed trial, and the search knows of no list of what exists.
+`ours` is this project's sampler; `gp`, as the peer, the plain Gaussian process of the textbooks over the
+listed configurations, which it knows even with --invalid cost. A surface that is never hit counts as
+infinitely many trials (null in JSON). Invalid proposals are free unless --invalid cost: then each is a
+failed trial, and the search knows of no list of what exists.
 """
 
 from __future__ import annotations
@@ -35,8 +38,12 @@ import pandas as pd
 from ray.tune.search import Searcher
 from rich.console import Console
 from rich.table import Table
+from scipy.linalg import cho_solve
+from scipy.optimize import minimize
 
 import tuner.search
+from tuner.search.encoding import encode, optuna_integers
+from tuner.search.surrogate import expected_improvement
 from tuner.space import SearchSpace, Value, config_key
 from tuner.task import Task, make_task
 
@@ -46,6 +53,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "hyperopt": {"sampler": "hyperopt", "n_initial_random": 5},
     "random": {"strategy": "random"},
     "grid": {"strategy": "grid_search"},
+    "gp": {},  # the plain peer, see PlainGp
 }
 HITS = (8, 10, 15, 20, 30)
 FAILED_LOSS = 2200.0  # of a configuration that does not start, see tuner.objective
@@ -108,9 +116,13 @@ class Run:
 
 def run(surface: Surface, options: dict[str, Any], seed: int, args: argparse.Namespace) -> Run:
     """One search of `args.trials` trials, `args.at_once` of them at a time."""
-    optimization = {"max_iterations": args.trials, "baseline": False, "confirm": 0, **options}
+    ends = {"convergence": {"least_gain": None}}  # all searches are as long
+    optimization = {"max_iterations": args.trials, "baseline": False, "confirm": 0, **ends, **options}
     task = make_task({"parameters": surface.task.model_dump()["parameters"], "optimization": optimization})
-    searcher = _searcher(surface, task, seed, invalid_costs=args.invalid == "cost")
+    if not options:
+        searcher: Any = PlainGp(surface, task, seed)
+    else:
+        searcher = _searcher(surface, task, seed, invalid_costs=args.invalid == "cost")
     losses: list[float] = []
     pending: list[tuple[str, float]] = []
     spent, number = 0.0, 0
@@ -127,6 +139,75 @@ def run(surface: Surface, options: dict[str, Any], seed: int, args: argparse.Nam
             searcher.on_trial_complete(trial, {"loss": loss})
         elif found == Searcher.FINISHED:
             return Run(losses, spent / max(len(losses), 1))
+
+
+class PlainGp:
+    """The textbook: Matérn 5/2 ARD, likeliest hyperparameters, expected improvement over the listed.
+
+    Five random points first. It proposes what exists and nothing twice, so it needs no `StudySearcher`.
+    """
+
+    def __init__(self, surface: Surface, task: Task, seed: int) -> None:
+        encoding = encode(task.space, integers=optuna_integers)
+        self._configs = [json.loads(key) for key in surface.losses]
+        points, unordered = encoding.points(self._configs), encoding.unordered
+        columns = [
+            np.eye(int(points[:, j].max()) + 1)[points[:, j].astype(int)]
+            for j in range(len(unordered))
+            if unordered[j]
+        ]
+        self._points = np.hstack([points[:, ~unordered], *columns])
+        self._rng = np.random.default_rng(seed)
+        self._left, self._asked = list(range(len(self._configs))), 0
+        self._pending: dict[str, int] = {}
+        self._seen: list[int] = []
+        self._losses: list[float] = []
+        self._budget = task.optimization.max_iterations or len(self._configs)
+
+    def suggest(self, trial: str) -> Any:
+        """The next configuration, as `StudySearcher` gives it."""
+        if self._asked == self._budget or not self._left:
+            return Searcher.FINISHED
+        place = int(self._rng.integers(len(self._left))) if len(self._seen) < 5 else self._promising()
+        self._asked += 1
+        self._pending[trial] = self._left.pop(place)
+        return {"flags": self._configs[self._pending[trial]]}
+
+    def on_trial_complete(self, trial: str, result: dict[str, float]) -> None:
+        """Learns the loss."""
+        self._seen.append(self._pending.pop(trial))
+        self._losses.append(result["loss"])
+
+    def _promising(self) -> int:
+        losses = np.array(self._losses)
+        scaled = (losses - losses.mean()) / (losses.std() or 1.0)
+        mean, deviation = _textbook(self._points[self._seen], scaled, self._points[self._left])
+        return int(np.argmax(expected_improvement(mean, deviation, float(scaled.min()))))
+
+
+def _textbook(points: np.ndarray, scaled: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation at `others` by the likeliest Matérn 5/2 process (Rasmussen & Williams 2006)."""
+
+    def kernel(one: np.ndarray, two: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        reach = np.sqrt(5 * (((one[:, None] - two[None]) / lengths) ** 2).sum(axis=-1))
+        return (1 + reach + reach**2 / 3) * np.exp(-reach)
+
+    def factored(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        covariance = np.exp(theta[0]) * kernel(points, points, np.exp(theta[2:]))
+        factor = np.linalg.cholesky(covariance + (np.exp(theta[1]) + 1e-8) * np.eye(len(points)))
+        return factor, cho_solve((factor, True), scaled)
+
+    def cost(theta: np.ndarray) -> float:
+        factor, weights = factored(theta)
+        return float(0.5 * scaled @ weights + np.log(np.diag(factor)).sum())
+
+    start = np.concatenate([[0.0, -6.0], np.zeros(points.shape[1])])
+    bounds = [(-3.0, 3.0), (-12.0, 0.0), *[(-3.0, 3.0)] * points.shape[1]]
+    theta = minimize(cost, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 15}).x
+    factor, weights = factored(theta)
+    cross = np.exp(theta[0]) * kernel(others, points, np.exp(theta[2:]))
+    explained = (cross * cho_solve((factor, True), cross.T).T).sum(axis=1)
+    return cross @ weights, np.sqrt(np.maximum(np.exp(theta[0]) - explained, 1e-12))
 
 
 def _searcher(surface: Surface, task: Task, seed: int, *, invalid_costs: bool) -> Any:
@@ -154,9 +235,18 @@ def summarise(runs: dict[str, list[Run]], surfaces: dict[str, Surface]) -> dict[
         "median_trials_2pct": float(np.median(two)),
         "p90_trials_2pct": float(np.quantile(two, 0.9, method="higher")),
         "median_trials_5pct": float(np.median(five)),
+        "p90_trials_5pct": float(np.quantile(five, 0.9, method="higher")),
         **{f"hit{n}": float((two <= n).mean()) for n in HITS},
         "mean_regret": float(np.mean(regrets)),
         "suggest_ms": 1e3 * float(np.mean([one.suggest_s for own in runs.values() for one in own])),
+    }
+
+
+def _finite(figures: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """For JSON, which knows no infinity."""
+    return {
+        strategy: {name: value if math.isfinite(value) else None for name, value in own.items()}
+        for strategy, own in figures.items()
     }
 
 
@@ -195,6 +285,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="trials that run at the same time")
     parser.add_argument("--invalid", choices=["free", "cost"], default="free", help="what is not listed")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
+    parser.add_argument("--by-surface", action="store_true", help="a table for each surface too")
     parser.add_argument("--json", action="store_true", help="figures for machines")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -202,6 +293,7 @@ def main() -> None:
     if not surfaces:
         parser.error(f"--surfaces: no CSV file in {args.surfaces}")
     figures: dict[str, dict[str, float]] = {}
+    by_surface: dict[str, dict[str, dict[str, float]]] = {name: {} for name in surfaces}
     for strategy in args.strategies:
         runs: dict[str, list[Run]] = {}
         for name, surface in surfaces.items():
@@ -209,18 +301,22 @@ def main() -> None:
             options = STRATEGIES[strategy]
             runs[name] = [run(surface, options, seed, args) for seed in range(args.seeds)]
         figures[strategy] = summarise(runs, surfaces)
+        for name, own in runs.items():
+            by_surface[name][strategy] = summarise({name: own}, surfaces)
     progress("")
     if args.json:
-        finite = {
-            strategy: {name: value if math.isfinite(value) else None for name, value in own.items()}
-            for strategy, own in figures.items()
-        }
+        finite = _finite(figures)
+        if args.by_surface:
+            finite["by_surface"] = {name: _finite(own) for name, own in by_surface.items()}
         print(json.dumps(finite, indent=2))
         return
     title = (
         f"{len(surfaces)} surfaces, {args.seeds} seeds, {args.at_once} at once, invalid rows {args.invalid}"
     )
-    Console(width=110).print(table_of(figures, title))
+    console = Console(width=110)
+    console.print(table_of(figures, title))
+    for name, own in by_surface.items() if args.by_surface else ():
+        console.print(table_of(own, name))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tuner.engines import make_engine
 from tuner.evaluate import Report, evaluate, measure
 from tuner.failures import Cause, Stage
 from tuner.load import LOAD_GENERATORS
-from tuner.load.base import LoadResult, Target
+from tuner.load.base import Glance, LoadResult, Target
 from tuner.metrics import RequestError, RequestRecord
 from tuner.task import Task, make_task
 from tuner.workload import LoadLevel
@@ -40,7 +40,14 @@ def task_with(**sections: Any) -> Task:
     )
 
 
-def run(task: Task, folder: Path, config: dict[str, Any] | None = None, load: Any = None) -> list[Report]:
+def run(
+    task: Task,
+    folder: Path,
+    config: dict[str, Any] | None = None,
+    load: Any = None,
+    *,
+    glances: bool = False,
+) -> list[Report]:
     return list(
         evaluate(
             task,
@@ -50,6 +57,7 @@ def run(task: Task, folder: Path, config: dict[str, Any] | None = None, load: An
             seed=0,
             gpu_ids=[],
             log_path=folder / "engine.log",
+            glances=glances,
         )
     )
 
@@ -59,8 +67,10 @@ class ScriptedLoad:
 
     name = "scripted"
 
-    def __init__(self, script: Callable[[LoadLevel], list[RequestRecord]]) -> None:
-        self.script = script
+    def __init__(
+        self, script: Callable[[LoadLevel], list[RequestRecord]], glances: tuple[Glance, ...] = ()
+    ) -> None:
+        self.script, self.glances = script, glances
 
     def run(
         self,
@@ -70,7 +80,10 @@ class ScriptedLoad:
         healthy: Callable[[], bool],
         timeout_s: float,
         stall_s: float = math.inf,
+        seen: Callable[[Glance], None] | None = None,
     ) -> LoadResult:
+        for glance in self.glances if seen is not None else ():
+            seen(glance)
         return LoadResult(tuple(self.script(level)), window_s=1.0)
 
 
@@ -210,3 +223,54 @@ def test_the_cache_is_flushed_between_levels_unless_it_is_to_stay_warm(tmp_path:
         for level in task.levels(0):
             measure(task, level, server, ScriptedLoad(lambda _: [GOOD]), gpus=1, deadline=math.inf)
     assert len(flushed) == (0 if keep else 2)
+
+
+# --- glances -------------------------------------------------------------------------------------------
+
+
+def test_glances_are_reports_that_tell_of_part_of_a_level(tmp_path: Path) -> None:
+    fast = RequestRecord(0.0, 0.1, 0.25, 0, 16)
+    glances = (Glance(0.25, (fast,) * 5, 1.0), Glance(0.5, (fast,) * 20, 2.0))  # the first tells too little
+    load = ScriptedLoad(lambda level: [GOOD], glances)
+    reports = run(task_with(), tmp_path, load=load, glances=True)
+    assert [report.share for report in reports] == [0.25, 0.5, 0.75, 1.0]
+    assert [report.finished for report in reports] == [0, 1, 1, 2]
+    assert [report.step is None for report in reports] == [True, False, True, False]
+    objectives = [report.score.objective for report in reports]
+    assert objectives == pytest.approx([0.25, 0.5, 0.375, 0.5])
+    losses = [report.score.loss for report in reports]
+    assert losses == pytest.approx([math.log(value) for value in (0.25, 0.5, 0.375, 0.5)])
+    assert [report.done for report in reports] == [False, False, False, True]
+    assert len(run(task_with(), tmp_path, load=load)) == 2  # nobody asked for them
+
+
+def test_a_glance_keeps_the_penalty_of_the_levels_before(tmp_path: Path) -> None:
+    task = task_with(
+        slo={"latency": {"threshold": 0.4}}, optimization={"objective": "maximize_output_throughput"}
+    )
+    load = ScriptedLoad(lambda level: [GOOD], (Glance(0.5, (GOOD,) * 20, 20.0),))
+    first, level, second, _ = run(task, tmp_path, load=load, glances=True)
+    assert first.score.loss == pytest.approx(-math.log(16.0))
+    assert level.score.loss > -math.log(16.0)
+    assert second.score.loss == pytest.approx(level.score.loss)
+
+
+def test_a_trial_that_is_left_in_the_middle_of_a_level_ends_at_once(tmp_path: Path) -> None:
+    task = task_with(
+        benchmark={"max_requests_per_iteration": 200, "max_time_per_iteration": 600, "num_concurrency": [2]}
+    )
+    reports = evaluate(
+        task,
+        {},
+        engine=make_engine(task),
+        load=LOAD_GENERATORS["native"],
+        seed=0,
+        gpu_ids=[],
+        log_path=tmp_path / "engine.log",
+        glances=True,
+    )
+    first = next(reports)
+    assert first.step is None and first.share == 0.25 and first.score.objective
+    assert processes.with_marker(task.served_model_name)
+    reports.close()  # type: ignore[attr-defined]
+    assert not processes.with_marker(task.served_model_name)

@@ -25,7 +25,7 @@ from contracts.scripted_server import (
 )
 
 from tuner.load import LOAD_GENERATORS, client, phase
-from tuner.load.base import LoadGenerator, LoadResult, Target
+from tuner.load.base import GLANCES, Glance, LoadGenerator, LoadResult, Target
 from tuner.load.client import NativeClient
 from tuner.load.http import Address
 from tuner.metrics import RequestError, summarise
@@ -237,3 +237,23 @@ def test_many_answers_are_read_before_the_end(monkeypatch: pytest.MonkeyPatch) -
     with ScriptedServer(streaming()) as server:
         result = put(server.url, level(max_requests=9))
     assert [r.error for r in result.records] == [None] * 9
+
+
+def test_glances_tell_of_the_requests_that_have_ended() -> None:
+    glances: list[Glance] = []
+    load = level("D(7,40)", concurrency=8, max_requests=80)
+    with ScriptedServer(streaming(pause_s=0.01)) as server:
+        result = NativeClient().run(
+            Target(server.url, "m", {}), load, healthy=lambda: True, timeout_s=60, seen=glances.append
+        )
+    assert [glance.share for glance in glances] == list(GLANCES)[: len(glances)] and glances
+    counts = [len(glance.records) for glance in glances]
+    assert counts == sorted(counts) and counts[0] >= 80 * GLANCES[0] - 8
+    for glance in glances:
+        ended = [r for r in result.records if r.e2e_s and r.sent_s + r.e2e_s <= glance.window_s]
+        part, whole = (summarise(own, window_s=glance.window_s, gpus=1) for own in (glance.records, ended))
+        assert part.latency is not None and whole.latency is not None
+        assert part.latency.mean == pytest.approx(
+            whole.latency.mean, rel=0.2
+        )  # the last read is of [DONE], after three more pauses
+        assert part.output_tok_s == pytest.approx(whole.output_tok_s, rel=0.2)

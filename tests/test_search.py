@@ -118,6 +118,32 @@ def test_the_gaussian_process_needs_fewer_trials_than_tpe() -> None:
     assert sum(modelled) < sum(tpe), (modelled, tpe)
 
 
+def test_the_gaussian_process_learns_what_fails() -> None:
+    """Half of the space fails: its share among the trials that lead to the best is much less."""
+    lists = {"x": list(range(8)), "y": list(range(8)), "z": ["a", "b"]}
+    task = make_task(
+        {
+            "parameters": lists,
+            "optimization": {
+                "sampler": "gp",
+                "max_iterations": 30,
+                "baseline": False,
+                "confirm": 0,
+                "convergence": {"least_gain": None},
+            },
+        }
+    )
+    best = {"x": 2, "y": 5, "z": "a"}
+    failed = lambda flags: flags["z"] == "b"  # noqa: E731
+    loss = lambda flags: 2100.0 if failed(flags) else bowl(flags, best, lists)  # noqa: E731
+    later = []
+    for seed in SEEDS[:4]:
+        flags = Game(make_searcher(task, seed=seed), loss, at_once=2).flags
+        assert best in flags
+        later += flags[4:14]
+    assert sum(map(failed, later)) < len(later) / 4
+
+
 def test_hyperopt_finds_it_too() -> None:
     modelled = [found_after({"strategy": "bayesian", "sampler": "hyperopt"}, seed) for seed in SEEDS[:5]]
     assert sum(count < NOT_FOUND for count in modelled) >= 3, modelled

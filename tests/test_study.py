@@ -212,6 +212,22 @@ def test_trials_that_lose_are_stopped_and_never_the_best(tmp_path: Path) -> None
     assert not run_study(whole, results=tmp_path).results.trials["stopped_early"].any()
 
 
+def test_a_trial_that_loses_is_stopped_in_the_middle_of_a_load_level(tmp_path: Path) -> None:
+    task = small_task(
+        parameters={"max-running-requests": [1, 64], "chunked-prefill-size": list(range(512, 2048, 64))},
+        optimization={"strategy": "random", "max_iterations": 16, "seed": 3, "early_stopping": True},
+        benchmark={
+            "traffic_scenarios": ["D(64,16)"],
+            "num_concurrency": [16],
+            "max_requests_per_iteration": 160,
+        },
+    )
+    trials = run_study(task, results=tmp_path, max_concurrent=1).results.trials
+    stopped = trials[trials["stopped_early"]]
+    assert len(stopped) and (stopped["levels_finished"] == 0).all()
+    assert all(config["max-running-requests"] == 1 for config in stopped["config"])
+
+
 def test_a_search_that_has_nothing_more_to_gain_ends_and_says_why(tmp_path: Path) -> None:
     task = small_task(optimization={"max_iterations": 12, "convergence": {"patience": 2}})
     outcome = run_study(task, results=tmp_path, study="s", max_concurrent=1)

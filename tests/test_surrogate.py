@@ -1,4 +1,4 @@
-"""The Gaussian process: what it says at, between and far from its points, and what it makes of failures."""
+"""The Gaussian process: what it says at, between and far from its points, and what failures teach."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.optimize import approx_fprime
 
-from tuner.search.gp_sampler import _graded
-from tuner.search.surrogate import GaussianProcess, distances, expected_improvement
+from tuner.search.feasibility import chance
+from tuner.search.surrogate import (
+    GaussianProcess,
+    _cost,
+    _kernel,
+    cross_kernel,
+    distances,
+    expected_improvement,
+)
 
 ORDERED = np.array([False, False])
 
@@ -60,8 +68,48 @@ def test_improvement_is_more_where_the_mean_is_lower_or_the_doubt_larger() -> No
     assert 0 < base < lower and base < unsure
 
 
-def test_a_failure_is_a_little_worse_than_the_worst_that_finished() -> None:
-    losses = _graded(np.array([0.1, 0.5, 2100.0, 1000.4, 0.3]))
-    assert losses[[0, 1, 4]].tolist() == [0.1, 0.5, 0.3]
-    assert 0.5 < losses[2] == losses[3] < 1.0
-    assert _graded(np.array([2100.0, 2200.0])).tolist() == [2100.0, 2200.0]
+def test_the_gradient_of_the_posterior_is_its_slope() -> None:
+    rng = np.random.default_rng(0)
+    points, unordered = rng.integers(0, 3, (12, 3)) / 2, np.array([False, True, False])
+    gaps, usual, spread = distances(points, points, unordered), np.zeros(5), np.ones(5)
+    args = (gaps, rng.standard_normal(12), usual, spread)
+    theta = np.array([0.3, -0.2, 0.5, -3.0, 0.4])
+    slope = approx_fprime(theta, lambda at: _cost(at, *args)[0], 1e-6)
+    assert _cost(theta, *args)[1] == pytest.approx(slope, abs=1e-4)
+
+
+def test_the_kernel_by_tables_is_the_kernel() -> None:
+    rng = np.random.default_rng(1)
+    points, unordered = rng.integers(0, 4, (30, 3)) / 3, np.array([False, True, False])
+    theta = np.array([0.3, -0.2, 0.5, -3.0, 0.4])
+    plain = _kernel(distances(points, points[:7], unordered), theta)
+    assert cross_kernel(points, points[:7], unordered, theta) == pytest.approx(plain)
+
+
+def test_a_running_trial_leaves_less_doubt_and_the_same_mean() -> None:
+    points = np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 0.5], [0.2, 0.7]])
+    model, there = fitted(points, np.array([3.0, 1.0, 2.0, 1.5])), np.array([[0.8, 0.9]])
+    mean, deviation = model.predict(there)
+    model.believe(there)
+    after, doubt = model.predict(there)
+    assert after == pytest.approx(mean, abs=0.05)
+    assert doubt[0] < deviation[0] / 2
+
+
+def test_noise_is_not_taken_for_a_best() -> None:
+    rng = np.random.default_rng(2)
+    points = np.repeat(np.linspace(0, 1, 8), 4)[:, None]
+    truth = (points[:, 0] - 0.5) ** 2
+    losses = truth + 0.1 * rng.standard_normal(len(truth))
+    mean, _ = fitted(points, losses, np.array([False])).predict(points)
+    assert mean.min() > losses.min() + 0.05
+    assert mean.min() == pytest.approx(truth.min(), abs=0.06)
+
+
+def test_what_failed_makes_its_like_unlikely_to_work() -> None:
+    seen = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    worked = np.array([True, True, False, False])
+    likely, unlikely = chance(np.array([[0.1, 0.5], [0.9, 0.5]]), seen, worked, ORDERED)
+    assert unlikely < 0.2 and likely > 0.8
+    (unknown,) = chance(np.array([[5.0, 5.0]]), seen, worked, ORDERED)
+    assert unknown == pytest.approx(0.5, abs=0.05)

@@ -21,7 +21,7 @@ from tuner.errors import StudyError, TunerError, UsageError
 from tuner.results import ResultStore, StudyResults, data_home, default_root, studies
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from tuner.engines.base import Value
     from tuner.evaluate import Report
@@ -227,7 +227,7 @@ def bench(
     console.print(f"{server.model} at {server.base_url}, load levels: {count}\n", highlight=False)
 
     def show(report: Report) -> None:
-        console.print(report_line(report) if report.step is None else level_table(step_row(report.step)))
+        _show(console, report_line(report) if report.step is None else level_table(step_row(report.step)))
         status.update(f"load level {report.finished + 1} of {count}")
 
     with console.status(f"load level 1 of {count}") as status:
@@ -365,16 +365,21 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr)
 
 
+def _show(console: Console, content: RenderableType) -> None:
+    """Prints `content`; into a file or another program without the blanks that fill a terminal's lines."""
+    if console.is_terminal:
+        console.print(content)
+        return
+    with console.capture() as shown:
+        console.print(content)
+    click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()), file=console.file)
+
+
 def _show_report(console: Console, found: StudyResults, store: ResultStore) -> None:
     from tuner.report import html, terminal
 
     launch = _launch_text(found)
-    if console.is_terminal:
-        console.print(terminal(found, launch))
-    else:  # a file or another program: without the blanks that fill a terminal's lines
-        with console.capture() as shown:
-            console.print(terminal(found, launch))
-        click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    _show(console, terminal(found, launch))
     page = store.write_file("report.html", html(found, launch).encode())
     console.print(f"\nReport   {page}", soft_wrap=True, highlight=False)
 
@@ -385,7 +390,7 @@ def _show_bench(console: Console, found: StudyResults) -> None:
 
     console.print(f"{found.about['study']}: {found.about['base_url']}\n", highlight=False)
     for row in rows(found.steps):
-        console.print(level_table(row))
+        _show(console, level_table(row))
 
 
 def _store(study: str | None, results: str | None) -> ResultStore:

@@ -5,10 +5,14 @@ Knows nothing of Ray: the same generator serves a Tune trial and `tuner trial` i
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 
 from tuner.engines import gpus
 from tuner.engines.base import Config, Engine, RunningEngine, ServerInfo
@@ -16,14 +20,15 @@ from tuner.engines.gpus import GpuUse
 from tuner.engines.telemetry import EngineFigures, watched
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.levels import Levels, levels_of
-from tuner.load.base import LoadGenerator, LoadResult, Target
+from tuner.load.base import Glance, LoadGenerator, LoadResult, Target
 from tuner.load.limit import client_limit
 from tuner.metrics import Metrics, RequestError, summarise
-from tuner.objective import Score, score
+from tuner.objective import Score, Slo, score
 from tuner.task import Task
 from tuner.workload import LoadLevel
 
 _NOTHING = Failure(Stage.CHECK, Cause.INTERNAL, "nothing was measured")
+LEAST_REQUESTS = 20  # that have ended, before a load level that goes on is judged
 _EXIT_SEEN_S = 2.0  # a broken connection is noticed before the exit code of the process behind it
 
 
@@ -49,8 +54,9 @@ class Report:
     `step` is the load level that was finished last (None where a failure came instead, or the last load of
     a search was refused). `score` is of all finished levels, or of the one that was looked for, whose load
     is `max_load`; `others` are for the further objectives where there are several. `done` says that no
-    further report follows. `gpus` is what was on the trial's GPUs before it (empty where they are logical,
-    or no NVML is there).
+    further report follows. `part` is the share that is done of a load level that goes on: such a report
+    has no `step`, and its `score` counts what was seen of that level so far. `gpus` is what was on the
+    trial's GPUs before it (empty where they are logical, or no NVML is there).
     """
 
     planned: int
@@ -60,10 +66,16 @@ class Report:
     others: tuple[Score, ...] = ()
     step: Step | None = None
     failure: Failure | None = None
+    part: float = 0.0
     gpus: tuple[GpuUse, ...] = ()
     info: ServerInfo = field(default_factory=lambda: ServerInfo(version=""))
     start_s: float | None = None
     max_load: float | None = None
+
+    @property
+    def share(self) -> float:
+        """How much of the trial's load is done."""
+        return (self.finished + self.part) / self.planned
 
 
 def evaluate(
@@ -75,10 +87,12 @@ def evaluate(
     seed: int,
     gpu_ids: Sequence[str],
     log_path: Path,
+    glances: bool = False,
 ) -> Iterator[Report]:
     """Yields a report after every load level; the last one has `done`, with or without a failure.
 
-    The engine lives exactly as long as the generator needs it: closing the generator ends it.
+    With `glances` there are reports within load levels too, once enough requests have ended. The engine
+    lives exactly as long as the generator needs it: closing the generator ends it.
     """
     deadline = time.monotonic() + task.optimization.timeout_per_iteration
     levels = levels_of(task, seed)
@@ -93,7 +107,17 @@ def evaluate(
                 per = engine.gpus(config) or 1  # rates per GPU are the whole server's where it has none
                 level = levels.next()
                 while level is not None:
-                    step = _step(task, level, levels, server, load, gpus=per, deadline=deadline)
+                    step = yield from _step(
+                        report,
+                        task,
+                        level,
+                        levels,
+                        server,
+                        load,
+                        gpus=per,
+                        deadline=deadline,
+                        glances=glances,
+                    )
                     level = levels.next()
                     so_far, *others = scores(task, levels.judged)
                     report = replace(
@@ -116,6 +140,7 @@ def evaluate(
 
 
 def _step(
+    report: Report,
     task: Task,
     level: LoadLevel,
     levels: Levels,
@@ -124,10 +149,13 @@ def _step(
     *,
     gpus: int,
     deadline: float,
-) -> Step | None:
+    glances: bool,
+) -> Generator[Report, None, Step | None]:
     """Measures `level` and tells `levels`; None where it is an answer that the server refuses that much."""
     try:
-        step = measure(task, level, server, load, gpus=gpus, deadline=deadline)
+        step = yield from _measured(
+            report, task, level, server, load, gpus=gpus, deadline=deadline, glances=glances
+        )
     except TrialFailed as failed:
         refused = failed.failure.cause is Cause.REQUEST_ERRORS and levels.searches
         if not (refused and levels.judged):
@@ -151,15 +179,81 @@ def _blamed(failure: Failure, before: Sequence[GpuUse]) -> Failure:
     return replace(failure, cause=Cause.GPU_IN_USE, detail=f"{others}; {failure.detail}")
 
 
+def _measured(
+    report: Report,
+    task: Task,
+    level: LoadLevel,
+    server: RunningEngine,
+    load: LoadGenerator,
+    *,
+    gpus: int,
+    deadline: float,
+    glances: bool,
+) -> Generator[Report, None, Step]:
+    """`measure` with a report for each glance; the load goes on meanwhile, and ends when this is closed."""
+    if not glances:
+        return measure(task, level, server, load, gpus=gpus, deadline=deadline)
+    seen: SimpleQueue[Glance | None] = SimpleQueue()
+    left = Event()
+
+    def run() -> Step:
+        try:
+            return measure(
+                task, level, server, load, gpus=gpus, deadline=deadline, seen=seen.put, left=left.is_set
+            )
+        finally:
+            seen.put(None)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        try:
+            while (glance := seen.get()) is not None:
+                so_far = _glanced(task, report, glance, gpus)
+                if so_far is not None:
+                    yield replace(report, step=None, part=glance.share, score=so_far)
+        finally:
+            left.set()
+    return running.result()
+
+
+def _glanced(task: Task, report: Report, glance: Glance, gpus: int) -> Score | None:
+    """The score with what was seen of a load level; None where that tells too little.
+
+    The level's mean counts, its promises do not yet: percentiles of few requests would tell nothing.
+    """
+    value = task.objective.value(summarise(glance.records, window_s=glance.window_s, gpus=gpus))
+    if len(glance.records) < LEAST_REQUESTS or not value:
+        return None
+    before = report.score.objective or value
+    mean = (report.finished * before + value) / (report.finished + 1)
+    if not report.finished:
+        verdict = Slo(()).judge([])
+        return Score(mean, mean, -math.log(mean) if task.objective.maximise else math.log(mean), verdict)
+    change = math.log(mean / before)
+    loss = report.score.loss + (-change if task.objective.maximise else change)
+    return replace(report.score, objective=mean, loss=loss)
+
+
 def scores(task: Task, metrics: Sequence[Metrics], failure: Failure | None = None) -> list[Score]:
     """The score for each of the task's objectives."""
     return [score(objective, task.slo_terms, metrics, failure) for objective in task.objectives]
 
 
 def measure(
-    task: Task, level: LoadLevel, server: RunningEngine, load: LoadGenerator, *, gpus: int, deadline: float
+    task: Task,
+    level: LoadLevel,
+    server: RunningEngine,
+    load: LoadGenerator,
+    *,
+    gpus: int,
+    deadline: float,
+    seen: Callable[[Glance], None] | None = None,
+    left: Callable[[], bool] = lambda: False,
 ) -> Step:
-    """One load level, on a clean cache unless it is to stay warm; TrialFailed where it cannot be believed."""
+    """One load level, on a clean cache unless it is to stay warm; TrialFailed where it cannot be believed.
+
+    It ends as soon as `left` says that nobody waits for it any more.
+    """
     if not task.benchmark.keep_cache:
         server.flush_cache()
     params, tokenizer = task.benchmark.additional_params, task.benchmark.model_tokenizer
@@ -169,7 +263,14 @@ def measure(
         raise _out_of_time(task)
     stall_s = task.engine.hang_timeout
     with watched(server.base_url) as telemetry:
-        result = load.run(target, level, healthy=server.alive, timeout_s=remaining_s, stall_s=stall_s)
+        result = load.run(
+            target,
+            level,
+            healthy=lambda: server.alive() and not left(),
+            timeout_s=remaining_s,
+            stall_s=stall_s,
+            seen=seen,
+        )
     metrics = summarise(
         result.records,
         window_s=result.window_s,

@@ -70,6 +70,7 @@ class EngineTrial(tune.Trainable):
             seed=context.seed,
             gpu_ids=self._info.gpu_ids,
             log_path=Path(self._info.log_path),
+            glances=context.task.stops_trials and config["kind"] != "confirm",
         )
 
     def step(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class EngineTrial(tune.Trainable):
         failure, others = report.failure, [score.loss for score in report.others]
         return {
             **dict(zip(metric_names(1 + len(others)), (report.score.loss, *others), strict=True)),
-            SHARE: report.finished / report.planned,
+            SHARE: report.share,
             tune.result.DONE: report.done,
             "infrastructure": failure is not None and failure.cause.infrastructure,
             "report": report,

@@ -53,6 +53,22 @@ class LoadResult:
     client_cpu: float = 0.0
 
 
+@dataclass(frozen=True)
+class Glance:
+    """What a load level has shown when `share` of it was done, by its time or by its requests.
+
+    `records` are those of the requests that have ended well so far, from stamps alone: nothing is read
+    within the window, so a first read counts as the first token, and every token asked for as served.
+    """
+
+    share: float
+    records: tuple[RequestRecord, ...]
+    window_s: float
+
+
+GLANCES = (0.25, 0.5, 0.75)  # the shares of a load level at which a glance is taken
+
+
 class LoadGenerator(Protocol):
     """Puts load levels on a server."""
 
@@ -66,12 +82,14 @@ class LoadGenerator(Protocol):
         healthy: Callable[[], bool],
         timeout_s: float,
         stall_s: float = math.inf,
+        seen: Callable[[Glance], None] | None = None,
     ) -> LoadResult:
         """Puts `level` on `target` and returns what every request showed.
 
         Never raises for what the server does: a refused, broken or late response is a record with an
         error. Returns within `timeout_s` (whatever is still in flight then is a TIMEOUT record), within
         about a second after `healthy()` has turned False (`aborted`), and after `stall_s` seconds in which
-        nothing came back (`stalled`; what is in flight is TIMEOUT records).
+        nothing came back (`stalled`; what is in flight is TIMEOUT records). `seen` is given a glance at
+        each of `GLANCES`, by a generator that can take one.
         """
         ...

@@ -18,7 +18,7 @@ from time import perf_counter, thread_time
 
 import numpy as np
 
-from tuner.load.base import LoadResult, Target
+from tuner.load.base import GLANCES, Glance, LoadResult, Target
 from tuner.load.http import Address, Connection, Exchange, open_connection
 from tuner.load.phase import Phase
 from tuner.metrics import RequestError
@@ -49,6 +49,7 @@ class NativeClient:
         healthy: Callable[[], bool],
         timeout_s: float,
         stall_s: float = math.inf,
+        seen: Callable[[Glance], None] | None = None,
     ) -> LoadResult:
         """Puts `level` on `target`; see `LoadGenerator.run`. ValueError for a base URL that is none.
 
@@ -58,7 +59,7 @@ class NativeClient:
         requests = Requests(target, level)
         with asyncio.Runner(loop_factory=_new_loop) as runner, _no_garbage_collection():
             run = _Run(requests, level)
-            return runner.run(run.measure(healthy, deadline_s, stall_s))
+            return runner.run(run.measure(healthy, deadline_s, stall_s, seen))
 
 
 class Requests:
@@ -106,16 +107,27 @@ class _Run:
         self._lags_s = array("d")
         self._began_s, self._cpu_s = perf_counter(), thread_time()
 
-    async def measure(self, healthy: Callable[[], bool], deadline_s: float, stall_s: float) -> LoadResult:
+    async def measure(
+        self,
+        healthy: Callable[[], bool],
+        deadline_s: float,
+        stall_s: float,
+        seen: Callable[[Glance], None] | None,
+    ) -> LoadResult:
         """Drives the load until it is served, `healthy` says no, it stalls, or the deadline is there."""
         driving = asyncio.create_task(self._drive())
         lag = asyncio.create_task(self._watch_lag())
         aborted = stalled = False
+        glances = iter(GLANCES if seen is not None else ())
+        glance_at = next(glances, math.inf)
         try:
             while not (aborted or stalled or driving.done()) and (left_s := deadline_s - perf_counter()) > 0:
                 await asyncio.wait((driving,), timeout=min(left_s, HEALTH_POLL_S))
                 aborted = not driving.done() and not healthy()
                 stalled = not driving.done() and self._phase.quiet_s() > stall_s
+                if seen is not None and self._phase is not self._warmup and self._phase.share() >= glance_at:
+                    seen(self._phase.glance(glance_at))
+                    glance_at = next(glances, math.inf)
             over_s = perf_counter()
             cpu = (thread_time() - self._cpu_s) / max(over_s - self._began_s, LAG_TICK_S)
             if driving.done():

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import UsageError
-from tuner.load.base import LoadResult, Target
+from tuner.load.base import Glance, LoadResult, Target
 from tuner.metrics import RequestError, RequestRecord
 from tuner.scenarios import Deterministic
 from tuner.workload import LoadLevel
@@ -48,11 +48,12 @@ class GenaiBench:
         healthy: Callable[[], bool],
         timeout_s: float,
         stall_s: float = math.inf,
+        seen: Callable[[Glance], None] | None = None,
     ) -> LoadResult:
         """Puts `level` on `target`; see `LoadGenerator.run`. UsageError where the tool is not there.
 
         Its warm-up and its seeds are its own. That nothing comes back cannot be seen from here: `stall_s`
-        is not kept, and of a run that was cut short nothing is known but that.
+        is not kept, nothing is `seen` before the end; of a run that was cut short no more than that is known.
         """
         deadline_s = time.monotonic() + timeout_s
         with tempfile.TemporaryDirectory(prefix="genai-bench-") as folder:

@@ -6,8 +6,9 @@ import math
 from array import array
 from time import perf_counter
 
+from tuner.load.base import Glance
 from tuner.load.http import Exchange
-from tuner.load.record import gaps_of, record_of
+from tuner.load.record import gaps_of, glanced, record_of
 from tuner.metrics import RequestError, RequestRecord
 
 UNREAD_BYTES = 256 * 2**20  # of answers kept to be read after the window; beyond, they are read at once
@@ -61,6 +62,18 @@ class Phase:
         self._unread.clear()
         self._unread_bytes = 0
         self._records.clear()
+
+    def share(self) -> float:
+        """How much of it is done, by time or by requests."""
+        ended = len(self._unread) + len(self._records)
+        by_time = (perf_counter() - self.started_s) / (self.stop_s - self.started_s)
+        return min(max(ended / len(self.numbers), by_time), 1.0) if len(self.numbers) else 1.0
+
+    def glance(self, share: float) -> Glance:
+        """What it has shown so far; see `Glance`."""
+        window_s = perf_counter() - self.started_s
+        records = [glanced(exchange, self.started_s) for exchange in self._unread if not exchange.unserved]
+        return Glance(share, (*self._records, *records), window_s)
 
     def quiet_s(self) -> float:
         """For how long nothing has come back for any request in flight; 0 where none is."""

@@ -33,6 +33,17 @@ def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
     )
 
 
+def glanced(exchange: Exchange, started_s: float) -> RequestRecord:
+    """The record of an exchange that ended well, from its stamps alone."""
+    return RequestRecord(
+        sent_s=exchange.counts_from_s - started_s,
+        ttft_s=exchange.stamps[0] - exchange.counts_from_s,
+        e2e_s=exchange.stamps[-1] - exchange.counts_from_s,
+        input_tokens=0,
+        output_tokens=exchange.asked_tokens,
+    )
+
+
 def gaps_of(exchange: Exchange, record: RequestRecord) -> array[float]:
     """Seconds between successive reads from the first token to the last, of a request that succeeded."""
     if record.error is not None or record.ttft_s is None or record.e2e_s is None:

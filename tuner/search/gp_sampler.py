@@ -1,9 +1,9 @@
 """An Optuna sampler for few, dear trials: a Gaussian process over the configurations that really exist.
 
 TPE proposes from the product of all parameters and needs dozens of trials; here every configuration that
-the constraints allow is a candidate, and the one with the highest expected improvement is next. Trials
-that failed are told as a loss just above the worst one measured; trials that still run are believed to
-give what the model expects, so that several at once do not ask the same question.
+the constraints allow is a candidate, and the one with the highest expected improvement is next. It is
+weighed with the chance to work that failed trials leave it; trials that still run are believed to give
+what the model expects, so that several at once do not ask the same question.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.experience import Known
 from tuner.objective import HARD_SLO_TIER
 from tuner.search.encoding import Encoding
+from tuner.search.feasibility import chance
 from tuner.search.prior import Prior
-from tuner.search.surrogate import Array, GaussianProcess, distances, expected_improvement
+from tuner.search.surrogate import Array, GaussianProcess, expected_improvement
 from tuner.space import SearchSpace, Value, config_key
 
 MOST_CANDIDATES = 10_000  # of a listed space; beyond, and of a continuous one, so many are drawn anew
 _DRAWN = 2_000
-_SPREAD_OVER = 64  # candidates among which a starting point is the one farthest from the others
 _ALWAYS_SEARCHED = 40  # trials up to which hyperparameters are searched each time; then every fifth
 _EVERY = 5
 
@@ -35,7 +35,7 @@ Config = dict[str, Value]
 
 
 class GpSampler(BaseSampler):
-    """Draws `n_initial` points spread over the space, then by expected improvement."""
+    """Draws `n_initial` points at random, then by expected improvement."""
 
     def __init__(
         self,
@@ -73,9 +73,9 @@ class GpSampler(BaseSampler):
         if not configs:
             return {}
         if len(seen) < self._n_initial or len(done) < 2:
-            chosen = self._spread(points, seen)
+            chosen = self._first(points, seen)
         else:
-            losses = _graded(np.array([float(t.value or 0.0) for t in done]))
+            losses = np.array([float(t.value or 0.0) for t in done])
             chosen = self._promising(points, seen, losses)
         return self._encoding.encode(configs[chosen])
 
@@ -109,41 +109,38 @@ class GpSampler(BaseSampler):
     def _draw(self, _: int) -> Config:
         return {name: domain.draw(float(self._rng.random())) for name, domain in self._space.domains.items()}
 
-    def _spread(self, points: Array, seen: Array) -> int:
-        """A candidate far from all that was seen; at first the best of the prior, or any one."""
+    def _first(self, points: Array, seen: Array) -> int:
+        """Before there is a model: the best of the prior, then any one."""
         if not len(seen) and self._prior is not None:
             return int(np.argmin(self._prior(points)))
-        some = self._rng.choice(len(points), min(_SPREAD_OVER, len(points)), replace=False)
-        if not len(seen):
-            return int(some[0])
-        nearest = distances(points[some], seen, self._encoding.unordered).sum(axis=-1).min(axis=1)
-        return int(some[np.argmax(nearest)])
+        return int(self._rng.integers(len(points)))
 
     def _promising(self, points: Array, seen: Array, losses: Array) -> int:
-        """The candidate of the highest expected improvement, the running ones believed."""
-        count, lowest = len(losses), float(losses.min())
-        expected = np.zeros(len(points))
+        """The candidate of the highest expected improvement that may well work, the running ones believed.
+
+        What it has to improve on is the lowest mean of the model at a point that was measured, not the
+        lowest loss, which may have been luck.
+        """
+        told, running, worked = seen[: len(losses)], seen[len(losses) :], losses < HARD_SLO_TIER / 2
+        works = np.ones(len(points))
+        if not worked.all():
+            works = chance(points, told, worked, self._encoding.unordered)
+        if not worked.any():
+            return int(self._rng.choice(np.flatnonzero(works >= works.max() - 1e-9)))
+        points_worked, losses = told[worked], losses[worked]
+        expected, known = np.zeros(len(points)), np.zeros(len(losses))
         if self._prior is not None:
-            expected = self._prior(points)
-            weight = self._prior.weight(seen[:count], losses, float(expected.std()))
-            expected *= weight
-            losses = losses - weight * self._prior(seen[:count])
+            expected, known = self._prior(points), self._prior(points_worked)
+            weight = self._prior.weight(points_worked, losses, float(expected.std()))
+            expected, known = weight * expected, weight * known
+        count = len(losses)
         search = count <= _ALWAYS_SEARCHED or count % _EVERY == 0
-        self._model.fit(seen[:count], losses, search=search)
-        if len(seen) > count:
-            believed, _ = self._model.predict(seen[count:])
-            self._model.fit(seen, np.concatenate([losses, believed]), search=False)
+        self._model.fit(points_worked, losses - known, search=search)
+        lowest = float((self._model.predict(points_worked)[0] + known).min())
+        if len(running):
+            self._model.believe(running)
         mean, deviation = self._model.predict(points)
         improvement = expected_improvement(mean + expected, deviation, lowest)
-        self.expected_gain = float(improvement.max())
-        return int(np.argmax(improvement))
-
-
-def _graded(losses: Array) -> Array:
-    """Losses in which a failed trial is a little worse than the worst that finished, whatever its tier."""
-    failed = losses > HARD_SLO_TIER / 2
-    if failed.all():
-        return losses
-    finished = losses[~failed]
-    spread = float(finished.std()) or 1.0
-    return np.where(failed, finished.max() + spread, losses)
+        chosen = int(np.argmax(improvement * works))
+        self.expected_gain = float(improvement[chosen]) if count > 1 else None  # of one, no spread is known
+        return chosen

@@ -26,7 +26,7 @@ from tuner.task import Task
 from tuner.task.model import GPU_FLAGS, Optimization
 
 MEASURED_AGAIN = 2  # of the best configurations of earlier studies: the first trials of this one
-GP_INITIAL = 3  # starting points of the Gaussian process, unless the task says how many
+GP_INITIAL = 2  # starting points of the Gaussian process, unless the task says how many
 COARSE_SHARE = 0.3  # of a hybrid search's trials, for its coarse grid
 _AS_IT_IS = Code(None, lambda value: value, lambda value: value, lambda value: 0.0)
 
@@ -77,9 +77,6 @@ def make_searcher(
     budget = planned_trials(task)
     inner = _inner(task, space, seed, budget, known)
     repeats = options.confirm * (FINALISTS + options.baseline)
-    one = len(task.objectives) == 1  # a trial that loses in one objective may win in another
-    alike = task.benchmark.find is None  # else the loads of one trial are not those of another
-    stops = options.early_stopping and not options.enumerates and one and alike
     return StudySearcher(
         inner.searcher,
         inner.encoding,
@@ -95,7 +92,7 @@ def make_searcher(
             max_gpu_hours=options.max_gpu_hours,
             repeats=repeats,
         ),
-        stopping=EarlyStopping() if stops else None,
+        stopping=EarlyStopping() if task.stops_trials else None,
         metrics=metric_names(len(task.objectives)),
         expected_gain=inner.expected_gain,
         **limits,

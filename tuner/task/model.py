@@ -346,6 +346,17 @@ class Task(Section):
         return self.objectives[0]
 
     @property
+    def stops_trials(self) -> bool:
+        """Whether trials that lose are stopped.
+
+        A grid is seen whole; of several objectives, one that loses in one may win in another; and where
+        each trial looks for its own highest load, the load levels of two do not compare.
+        """
+        options = self.optimization
+        alike = self.benchmark.find is None and len(options.objectives) == 1
+        return options.early_stopping and not options.enumerates and alike
+
+    @property
     def objectives(self) -> tuple[scoring.Objective, ...]:
         """All that is optimised; more than one where the Pareto front is asked for."""
         return tuple(scoring.OBJECTIVES[name] for name in self.optimization.objectives)
