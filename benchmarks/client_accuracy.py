@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from schedule_server import E2E_S, EACH_S, FIRST_S, INPUT_TOKENS, MODEL, TOKENS, ScheduleServer, running
 
@@ -56,9 +57,21 @@ Measure = Callable[[ScheduleServer, int, int], Seen]
 
 def native(server: ScheduleServer, concurrency: int, waves: int) -> Seen:
     """Measures with this project's own client."""
-    level = LoadLevel(parse_scenario(SCENARIO), concurrency, concurrency * waves, 600.0, 0, seed=1)
+    return _native(
+        server, LoadLevel(parse_scenario(SCENARIO), concurrency, concurrency * waves, 600.0, 0, seed=1)
+    )
+
+
+def native_at_rate(server: ScheduleServer, rate: int, seconds: int) -> Seen:
+    """Measures with it in an open loop, after a warm-up of two seconds."""
+    arrivals: dict[str, Any] = {"request_rate": float(rate), "arrivals": "constant"}
+    level = LoadLevel(parse_scenario(SCENARIO), 4096, rate * seconds, 600.0, 2 * rate, seed=1, **arrivals)
+    return _native(server, level)
+
+
+def _native(server: ScheduleServer, level: LoadLevel) -> Seen:
     result = NativeClient().run(Target(server.url, MODEL, {}), level, healthy=lambda: True, timeout_s=600)
-    seen = summarise(result.records, window_s=result.window_s, gpus=1)
+    seen = summarise(result.records, window_s=result.window_s, gpus=1, warmup=result.warmup)
     assert seen.ttft and seen.tpot and seen.latency
     return Seen(
         (seen.ttft.mean, seen.ttft.p99),
@@ -122,10 +135,12 @@ class Row:
     server_late_ms: Pair
 
 
-def compare(name: str, measure: Measure, server: ScheduleServer, concurrency: int, waves: int) -> Row:
-    """Lets a client measure the server, and says by how much it is wrong."""
+def compare(
+    name: str, measure: Measure, server: ScheduleServer, load: int, waves: int, requests_s: float
+) -> Row:
+    """Lets a client measure the server, which serves `requests_s` a second; says by how much it is wrong."""
     cpu_s, started_s = cpu_seconds(), perf_counter()
-    seen = measure(server, concurrency, waves)
+    seen = measure(server, load, waves)
     ended_s, cpu_s = perf_counter(), cpu_seconds() - cpu_s
     truth = server.account()
 
@@ -134,11 +149,11 @@ def compare(name: str, measure: Measure, server: ScheduleServer, concurrency: in
 
     return Row(
         client=name,
-        concurrency=concurrency,
+        concurrency=load,
         ttft_excess_ms=(1e3 * (seen.ttft_s[0] - FIRST_S), 1e3 * (seen.ttft_s[1] - FIRST_S)),
         tpot_error_percent=percent(seen.tpot_s, EACH_S),
         e2e_error_percent=percent(seen.e2e_s, E2E_S),
-        throughput_error_percent=100 * (seen.output_tok_s / (concurrency * TOKENS / E2E_S) - 1),
+        throughput_error_percent=100 * (seen.output_tok_s / (requests_s * TOKENS) - 1),
         failed=seen.failed,
         cpu_ms_per_1000_tokens=1e6 * cpu_s / truth.tokens,
         before_first_request_s=truth.first_arrival_s - started_s,
@@ -185,11 +200,14 @@ def main() -> None:
         help="parallel streams",
     )
     parser.add_argument("--waves", type=int, default=4, help="requests per stream (%(default)s)")
+    parser.add_argument(
+        "--rate", type=int, nargs="*", default=[5, 50, 200], metavar="R", help="requests/s of an open loop"
+    )
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer, which genai-bench needs")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     options = parser.parse_args()
 
-    clients: dict[str, Measure] = {"native": native}
+    clients: dict[str, Measure] = {"native": native, "native, R/s": native_at_rate}
     left_out = ""
     if shutil.which("genai-bench") is None:
         left_out = "genai-bench: not installed"
@@ -201,11 +219,12 @@ def main() -> None:
         print(HEADINGS, end="")
     with running() as server:
         for name, measure in clients.items():
-            for concurrency in options.concurrency:
+            for load in options.rate if measure is native_at_rate else options.concurrency:
+                per_s = load if measure is native_at_rate else load / E2E_S
                 try:
-                    row = compare(name, measure, server, concurrency, options.waves)
+                    row = compare(name, measure, server, load, options.waves, per_s)
                 except (subprocess.SubprocessError, ValueError) as failure:
-                    print(f"{name} at {concurrency}: {failure}", file=sys.stderr)
+                    print(f"{name} at {load}: {failure}", file=sys.stderr)
                     server.account()
                     continue
                 print(json.dumps(asdict(row)) if options.json else line(row), flush=True)

@@ -155,6 +155,14 @@ class TestAnswer:
             on_terminal(STUDIES["hard slo failures"].results()).split()
         )
 
+    def test_says_the_highest_load_that_was_looked_for(self) -> None:
+        results = studies.make().results()
+        assert "Max load" not in on_terminal(results)
+        results.trials["max_load"] = 34.0
+        results.trials.loc[0, "max_load"] = 20.0
+        for text in (on_terminal(results), _Page(report.html(results, None)).visible):
+            assert "34 within the SLOs (engine's defaults: 20)" in text
+
     def test_counts_failures_by_cause(self) -> None:
         assert re.search(r"25\s+failed: out of memory", on_terminal(STUDIES["nothing finished"].results()))
 

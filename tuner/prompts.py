@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import overload
 
@@ -97,11 +98,14 @@ class Prompts(Sequence[Prompt]):
         length = turn * (talk.input_tokens + talk.output_tokens) + talk.input_tokens
         return self._prompt(said[:length], talk.output_tokens)
 
+    @cached_property
+    def _order(self) -> np.ndarray:
+        rows = len(read_dataset(self._level.dataset))
+        return np.random.default_rng(self._key).permutation(rows)
+
     def _row(self, index: int) -> Prompt:
         """The file's rows in an order that the seed and the load give, again and again."""
         rows = read_dataset(self._level.dataset)
-        if not hasattr(self, "_order"):
-            self._order = np.random.default_rng(self._key).permutation(len(rows))
         row = rows[self._order[index % len(rows)]]
         return Prompt(row.prompt, row.input_tokens, row.output_tokens)
 

@@ -91,6 +91,8 @@ def _answer(answer: Summary, unit: words.Unit, launch: str | None) -> Iterator[s
     else:
         yield f"<dt>Objective</dt><dd>{escape(words.objective_sentence(answer, unit))}</dd>"
         yield f"<dt>Gain</dt>{gain}"
+        if load := words.max_load_sentence(answer):
+            yield f"<dt>Max load</dt><dd>{load}</dd>"
     yield f"<dt>SLOs</dt><dd>{escape(words.slo_sentence(answer))}</dd></dl>"
     if launch:
         command = f'<pre id="launch">{escape(words.copyable(launch))}</pre>'

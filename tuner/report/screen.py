@@ -59,6 +59,8 @@ def _answer(answer: Summary, unit: words.Unit) -> Iterator[RenderableType]:
     facts.add_column(overflow="fold")
     facts.add_row("Objective", words.objective_sentence(answer, unit))
     facts.add_row("Gain", Text(words.gain_sentence(answer), style=_VERDICT_STYLE[answer.verdict]))
+    if load := words.max_load_sentence(answer):
+        facts.add_row("Max load", load)
     facts.add_row("SLOs", words.slo_sentence(answer))
     yield _indented(facts)
 

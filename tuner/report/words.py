@@ -220,6 +220,17 @@ def _interval(gain: Gain) -> str:
     return f" [{100 * CONFIDENCE:.0f} %: {percent(gain.low)} to {percent(gain.high)}]"
 
 
+def max_load_sentence(answer: Summary) -> str:
+    """`34 within the SLOs (engine's defaults: 20)`; empty where no highest load was looked for."""
+    best, baseline = answer.best, answer.baseline
+    if best is None or pd.isna(best["max_load"]):
+        return ""
+    text = f"{digits(float(best['max_load']), trim=True)} within the SLOs"
+    if baseline is None or pd.isna(baseline["max_load"]) or answer.defaults_are_best:
+        return text
+    return f"{text} (engine's defaults: {digits(float(baseline['max_load']), trim=True)})"
+
+
 def slo_sentence(answer: Summary) -> str:
     """Whether the promises are kept, and if not, which one is furthest off."""
     slo = answer.slo
