@@ -232,6 +232,21 @@ def test_engine_options() -> None:
     assert make_task({"engine": {"command": command}}).engine.command == command
 
 
+@pytest.mark.parametrize(
+    ("sections", "stops"),
+    [
+        ({}, True),
+        ({"optimization": {"early_stopping": False}}, False),
+        ({"optimization": {"strategy": "grid"}}, False),
+        ({"optimization": {"objective": ["minimize_ttft", "maximize_throughput"]}}, False),
+        ({"benchmark": {"find": "max_load"}, "slo": {"ttft": {"threshold": 1}}}, False),
+    ],
+    ids=str,
+)
+def test_which_tasks_stop_trials(sections: dict[str, Any], stops: bool) -> None:
+    assert make_task(sections).stops_trials is stops
+
+
 def test_a_task_never_changes() -> None:
     task = load_task(FULL)
     with pytest.raises(ValueError, match="frozen"):
