@@ -188,10 +188,13 @@ def test_no_engine_outlives_its_study(tmp_path: Path) -> None:
     assert ray.is_initialized()  # a cluster that was there before is left alone
 
 
+# With seed 13 a random search draws what loses, one request at a time, after six that do not.
+
+
 def test_trials_that_lose_are_stopped_and_never_the_best(tmp_path: Path) -> None:
     task = small_task(
-        parameters={"max-running-requests": [1, 64], "chunked-prefill-size": list(range(512, 2048, 64))},
-        optimization={"strategy": "random", "max_iterations": 12, "seed": 3, "early_stopping": True},
+        parameters={"max-running-requests": [1, 64, 128], "chunked-prefill-size": list(range(512, 2048, 64))},
+        optimization={"strategy": "random", "max_iterations": 9, "seed": 13, "early_stopping": True},
         benchmark={
             "traffic_scenarios": ["D(64,16)"],
             "num_concurrency": [6, 8],
@@ -210,8 +213,8 @@ def test_trials_that_lose_are_stopped_and_never_the_best(tmp_path: Path) -> None
 
 def test_a_trial_that_loses_is_stopped_in_the_middle_of_a_load_level(tmp_path: Path) -> None:
     task = small_task(
-        parameters={"max-running-requests": [1, 64], "chunked-prefill-size": list(range(512, 2048, 64))},
-        optimization={"strategy": "random", "max_iterations": 12, "seed": 3, "early_stopping": True},
+        parameters={"max-running-requests": [1, 64, 128], "chunked-prefill-size": list(range(512, 2048, 64))},
+        optimization={"strategy": "random", "max_iterations": 9, "seed": 13, "early_stopping": True},
         benchmark={
             "traffic_scenarios": ["D(64,16)"],
             "num_concurrency": [16],
