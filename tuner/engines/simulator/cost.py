@@ -15,14 +15,14 @@ from tuner.engines.simulator.memory import Plan, kv_bytes_per_token, weight_byte
 from tuner.engines.simulator.models import Model
 
 GEMM_EFFICIENCY = 0.65  # share of the datasheet's FLOP/s that matrix products reach; fitted
-ATTENTION_EFFICIENCY = 0.45  # the same for prefill attention; fitted
+ATTENTION_EFFICIENCY = 0.42  # the same for prefill attention; fitted
 WEIGHT_BANDWIDTH = 0.9  # share of the memory bandwidth while weights stream; fitted
-KV_BANDWIDTH = 0.75  # the same for the gather of cached keys and values; fitted
-LINK_BANDWIDTH = 0.7  # share of the link's bandwidth that an all-reduce reaches; fitted
-ALLREDUCE_LATENCY_S = 17e-6  # one all-reduce of a few kilobytes; fitted
-PREFILL_LAYER_S = 0.25e-3  # host time of one layer in a prefill, whose kernels are launched singly; fitted
+KV_BANDWIDTH = 0.9  # the same for the gather of cached keys and values; fitted
+LINK_BANDWIDTH = 0.76  # share of the link's bandwidth that an all-reduce reaches; fitted
+ALLREDUCE_LATENCY_S = 16e-6  # one all-reduce of a few kilobytes; fitted
+PREFILL_LAYER_S = 0.32e-3  # host time of one layer in a prefill, whose kernels are launched singly; fitted
 DECODE_HOST_S = 1.9e-3  # host time of one decode step that the GPU does not hide; fitted
-REQUEST_HOST_S = 23e-6  # the same per running request: sampling, detokenising, output; fitted
+REQUEST_HOST_S = 28e-6  # the same per running request: sampling, detokenising, output; fitted
 
 # What --disable-overlap-schedule adds to the host's time, as a share of it; estimate: SGLang's release notes
 # of v0.4 give 10 % throughput for overlapping.

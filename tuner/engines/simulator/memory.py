@@ -19,6 +19,10 @@ MIB = 1 << 20
 # an H100 names as available before loading.
 CUDA_CONTEXT_MIB = 859
 
+# What loading takes beside the weights, per layer: the same log has 15.09 GiB for 14.96 GiB of weights in 32
+# layers, as the allocator rounds each tensor up to 2 MiB.
+LAYER_OVERHEAD_MIB = 4.3
+
 # SGLang's reserve is a generous estimate of what activations and CUDA graphs take. No measurement of the
 # true need was at hand: this share of the estimate makes 0.9 with chunks up to 16384 live on an 80 GB GPU,
 # as it does in practice, and 0.97 with 16384 die.
@@ -164,11 +168,12 @@ def _reserve_mib(args: ServerArgs, chunk: int | None, graph_max_bs: int) -> floa
 
 
 def _weights_mib(args: ServerArgs, model: Model) -> float:
-    """Weights on one GPU; quantisation leaves embeddings and output head in 16 bit."""
+    """Loaded weights on one GPU; quantisation leaves embeddings and output head in 16 bit."""
     layers = model.attention_parameters + model.experts * model.expert_parameters
     unquantised = 4 if weight_bytes(args) == 4 else 2
     rest = model.parameters - layers
-    return (layers * weight_bytes(args) + rest * unquantised) / args.tp_size / MIB
+    stored = (layers * weight_bytes(args) + rest * unquantised) / args.tp_size / MIB
+    return stored + LAYER_OVERHEAD_MIB * model.layers
 
 
 def _no_room_for_kv(fraction: float, least: float) -> str:
