@@ -239,7 +239,14 @@ def test_engine_options() -> None:
         ({"optimization": {"early_stopping": False}}, False),
         ({"optimization": {"strategy": "grid"}}, False),
         ({"optimization": {"objective": ["minimize_ttft", "maximize_throughput"]}}, False),
-        ({"benchmark": {"find": "max_load"}, "slo": {"ttft": {"threshold": 1}}}, False),
+        (
+            {
+                "benchmark": {"find": "max_load", "num_concurrency": [1, 64]},
+                "slo": {"ttft": {"threshold": 1}},
+                "optimization": {"objective": "maximize_throughput"},
+            },
+            False,
+        ),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ import pandas as pd
 
 from tuner.objective import OBJECTIVES, Objective, SloTerm
 from tuner.results import StudyResults
-from tuner.task.model import SloSpec
+from tuner.task.slo import SloSpec
 
 Trial = Mapping[str, Any]  # one row of the trials table
 

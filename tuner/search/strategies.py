@@ -23,7 +23,8 @@ from tuner.search.staged import Stage, StagedSearcher, stages_of, trials_of
 from tuner.space import SearchSpace
 from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.task import Task
-from tuner.task.model import GPU_FLAGS, Optimization
+from tuner.task.model import GPU_FLAGS
+from tuner.task.optimization import Optimization
 
 MEASURED_AGAIN = 2  # of the best configurations of earlier studies: the first trials of this one
 GP_INITIAL = 2  # starting points of the Gaussian process, unless the task says how many

@@ -1,4 +1,4 @@
-"""The task file: what it may say (`model`, `parameters`, `fields`), how it is read (`file`, `problems`)."""
+"""The task file: what it may say (`model` and its sections), how it is read (`file`, `problems`)."""
 
 from tuner.task.file import load_task, make_task, task_schema
 from tuner.task.model import Task

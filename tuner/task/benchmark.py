@@ -1,0 +1,110 @@
+"""The section `benchmark`: the load, in genai-bench's vocabulary."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from tuner.datasets import read_dataset
+from tuner.scenarios import parse_scenario
+from tuner.task.fields import Seconds, Section, Text, refuse, shown
+from tuner.workload import Arrivals
+
+
+def _scenario(text: str) -> str:
+    try:
+        return str(parse_scenario(text))
+    except ValueError as error:
+        raise refuse(str(error)) from error
+
+
+def _body_params(params: dict[str, Any]) -> dict[str, Any]:
+    for key in ("stream", "stream_options", "prompt", "messages", "model", "n"):
+        if key in params:
+            raise refuse(f"{key} is set by the load generator and cannot be changed")
+    try:
+        json.dumps(params, allow_nan=False)
+    except ValueError as error:
+        raise refuse(f"must hold finite numbers of a few digits, got {shown(params)}") from error
+    return params
+
+
+class Benchmark(Section):
+    """The load, in genai-bench's vocabulary."""
+
+    task: Literal["text-to-text"] = "text-to-text"
+    tool: Literal["native", "genai-bench"] = Field("native", description="The load generator.")
+    model_name: Text | None = Field(None, description="Name under which the model is served and asked for.")
+    model_tokenizer: Text | None = Field(
+        None,
+        description="A folder with the model's tokenizer.json, for prompts of exact lengths; "
+        "default: model.id_or_path.",
+    )
+    traffic_scenarios: list[Annotated[str, AfterValidator(_scenario)]] = Field(
+        ["D(100,100)"], min_length=1, max_length=1000
+    )
+    find: Literal["max_load"] | None = Field(
+        None, description="Search each trial for the highest of these loads that keeps the SLOs."
+    )
+    dataset: Text | None = Field(
+        None, min_length=1, description="File of the scenario `dataset`: JSON lines, or ShareGPT's format."
+    )
+    num_concurrency: list[Annotated[int, Field(ge=1, le=4096)]] = Field([4, 8], min_length=1, max_length=1000)
+    request_rate: list[Annotated[float, Field(gt=0, le=10_000)]] | None = Field(
+        None, min_length=1, max_length=1000, description="Requests per second, in place of num_concurrency."
+    )
+    arrivals: Arrivals = Field("poisson", description="Of a request_rate: gaps at random, or all the same.")
+    max_concurrency: int = Field(
+        1024, ge=1, le=65_536, description="Requests of a request_rate that may be open at once."
+    )
+    max_time_per_iteration: Seconds = Field(30.0, description="Seconds of sending in one load level.")
+    max_requests_per_iteration: int = Field(
+        100, ge=1, le=1_000_000, description="Requests of one load level."
+    )
+    warmup_requests: int | None = Field(
+        None, ge=0, le=10_000, description="Requests before each load level, out of the figures; "
+        "default: as many as the level's concurrency, or a tenth of the requests of a request_rate."
+    )  # fmt: skip
+    keep_cache: bool = Field(False, description="Keep cached prefixes from one load level to the next.")
+    max_error_rate: float = Field(0.05, ge=0, lt=1, description="A load level with more has failed.")
+    additional_params: Annotated[dict[str, Any], AfterValidator(_body_params)] = Field(
+        {}, description="Sent with every request."
+    )
+
+    def loads(self) -> list[tuple[int, float | None, int]]:
+        """(most requests at once, rate, usual warm-up requests) of each load, in the file's order."""
+        if self.request_rate is None:
+            return [(concurrency, None, concurrency) for concurrency in self.num_concurrency]
+        warmup = math.ceil(self.max_requests_per_iteration / 10)
+        return [(self.max_concurrency, float(rate), warmup) for rate in self.request_rate]
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(key, message) of keys that do not go together."""
+        given, found = self.model_fields_set, []
+        if self.request_rate is None:
+            lost = sorted(given & {"arrivals", "max_concurrency"})
+            found += [(key, "is for a request_rate, and there is none") for key in lost]
+        elif "num_concurrency" in given:
+            found.append(("request_rate", "stands in place of num_concurrency; leave one of them out"))
+        if ("dataset" in self.traffic_scenarios) != (self.dataset is not None):
+            found.append(("dataset", "goes with the scenario `dataset` in traffic_scenarios; give both"))
+        elif self.dataset is not None:
+            try:
+                read_dataset(self.dataset)
+            except ValueError as error:
+                found.append(("dataset", f"{self.dataset}: {error}"))
+        return [*found, *self._beyond_genai_bench()]
+
+    def _beyond_genai_bench(self) -> list[tuple[str, str]]:
+        """What that tool does not do, where it is to put the load on."""
+        if self.tool != "genai-bench":
+            return []
+        closed = [] if self.request_rate is None else [("request_rate", "is more than genai-bench does")]
+        return closed + [
+            (f"traffic_scenarios[{number}]", f"{scenario} is not among genai-bench's D, N and U")
+            for number, scenario in enumerate(self.traffic_scenarios)
+            if scenario[0] not in "DNU"
+        ]
