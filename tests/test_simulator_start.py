@@ -194,6 +194,11 @@ def test_model_names_are_normalised(name: str) -> None:
         ("Qwen/Qwen3-32B", 32.8),
         ("mistralai/Mistral-7B-Instruct-v0.3", 7.25),
         ("mistralai/Mixtral-8x7B-Instruct-v0.1", 46.7),
+        ("mistralai/Mixtral-8x22B-Instruct-v0.1", 140.6),
+        ("mistralai/Mistral-Nemo-Instruct-2407", 12.2),
+        ("mistralai/Mistral-Small-24B-Instruct-2501", 23.6),
+        ("Qwen/Qwen3-30B-A3B", 30.5),
+        ("Qwen/Qwen3-235B-A22B", 235.1),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name: str, billions: float) -> None:

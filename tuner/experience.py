@@ -104,10 +104,11 @@ def _own_gpus(engine: Engine) -> set[str]:
 
 def _predicted(task: Task, seed: int) -> Known:
     """The simulator's losses of the whole space, or of as many configurations as it does in some seconds."""
-    return [(config, predict(task, config, seed).loss) for config in _some_of(task.space, seed)]
+    return [(config, predict(task, config, seed).loss) for config in some_of(task.space, seed)]
 
 
-def _some_of(space: SearchSpace, seed: int) -> list[dict[str, Value]]:
+def some_of(space: SearchSpace, seed: int) -> list[dict[str, Value]]:
+    """All configurations of `space`, or MOST_PREDICTED of them."""
     chance = Random(seed)  # noqa: S311  a reproducible draw, no secret
     if space.enumerable():
         configs = list(space.grid())

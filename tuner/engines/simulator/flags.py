@@ -138,6 +138,12 @@ def _accept_the_rest(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", choices=choices.split(), **quiet)
 
 
+def effect_of(flag: str) -> bool | None:
+    """Whether `flag`, without its dashes, is modelled; False: taken without effect, None: not known."""
+    action = _parser()._option_string_actions.get(f"--{flag}")  # argparse has no public list
+    return None if action is None else not isinstance(action, _Ignored)
+
+
 def parse_args(argv: Sequence[str]) -> ServerArgs:
     """`argv` without the program's name; SystemExit(2) with argparse's message for what SGLang refuses."""
     namespace = _parser().parse_args(argv)

@@ -84,6 +84,11 @@ _MODELS = (
     _qwen3("qwen3-32b", 5120, 64, 64, 8, 128, 25600),
     Model("mistral-7b", 4096, 32, 32, 8, 128, 14336, 32768, 32768),
     Model("mixtral-8x7b", 4096, 32, 32, 8, 128, 14336, 32000, 32768, experts=8, active_experts=2),
+    Model("mistral-nemo-2407", 5120, 40, 32, 8, 128, 14336, 131072, 131072),
+    Model("mistral-small-24b-2501", 5120, 40, 32, 8, 128, 32768, 131072, 32768),
+    Model("mixtral-8x22b", 6144, 56, 48, 8, 128, 16384, 32000, 65536, experts=8, active_experts=2),
+    _qwen3("qwen3-30b-a3b", 2048, 48, 32, 4, 128, 768, experts=128, active_experts=8),
+    _qwen3("qwen3-235b-a22b", 4096, 94, 64, 4, 128, 1536, experts=128, active_experts=8),
 )
 _BY_NAME = {model.name: model for model in _MODELS}
 _DECORATION = re.compile(r"^(meta-)(?=llama-)|-(instruct|chat|it|base)(?=-|$)|-v0-\d$|-hf$")

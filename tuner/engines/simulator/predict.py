@@ -1,20 +1,26 @@
-"""What the simulator predicts of a configuration: a task's load in virtual time, without a server."""
+"""What the simulator predicts of configurations: a task's load in virtual time, without a server."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from tuner.engines.simulator.adapter import SimulatorEngine
+from tuner.engines.simulator.flags import effect_of
+from tuner.engines.simulator.gpus import GPUS
 from tuner.engines.simulator.memory import StartFailure
-from tuner.engines.simulator.models import ModelNotFound
+from tuner.engines.simulator.models import ModelNotFound, find_model
 from tuner.engines.simulator.scheduler import Scheduler
 from tuner.engines.simulator.virtual import ClosedLoop, build, closed_loop
+from tuner.errors import UsageError
 from tuner.failures import Cause, Failure, Stage
 from tuner.metrics import Metrics, RequestRecord, summarise
-from tuner.objective import Score, score
+from tuner.objective import FAILED_TIER, Score, score
 from tuner.prompts import prompts
 from tuner.task import Task
 from tuner.workload import LoadLevel
@@ -63,3 +69,40 @@ def _requests(level: LoadLevel) -> Iterator[tuple[tuple[str, ...], int]]:
 def _scheduler(engine: SimulatorEngine, config: Config) -> Scheduler:
     _, _, scheduler = build(engine.arguments(config, "127.0.0.1", 1))
     return scheduler
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One configuration and the score predicted for it."""
+
+    config: Config
+    score: Score
+
+    @property
+    def starts(self) -> bool:
+        """Whether the simulator served it at all."""
+        return self.score.objective is not None and self.score.loss < FAILED_TIER
+
+
+def predict_all(task: Task, configs: Iterable[Config], seed: int) -> list[Prediction]:
+    """The predictions for `configs`, best first; flags that the simulator does not know are left out.
+
+    UsageError where it does not know the model or the GPU.
+    """
+    try:
+        find_model(task.model.id_or_path)
+    except ModelNotFound as unknown_model:
+        raise UsageError(
+            f"the simulator does not know the model {unknown_model}; a folder with its config.json would do"
+        ) from unknown_model
+    if (gpu := task.engine.args.get("gpu", "h100")) not in GPUS:
+        raise UsageError(f"the simulator does not know the GPU {gpu}, only {', '.join(sorted(GPUS))}")
+    unknown = {flag for flag in (*task.engine.args, *task.space.domains) if effect_of(flag) is None}
+    args = {flag: value for flag, value in task.engine.args.items() if flag not in unknown}
+    task = task.model_copy(update={"engine": task.engine.model_copy(update={"args": args})})
+    found = []
+    for config in configs:
+        known = {flag: value for flag, value in config.items() if flag not in unknown}
+        with contextlib.redirect_stderr(io.StringIO()):  # where argparse refuses a value
+            found.append(Prediction(config, predict(task, known, seed)))
+    return sorted(found, key=lambda one: one.score.loss)

@@ -1,0 +1,87 @@
+"""`tuner predict`: what the simulator expects of a space, and that it says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tuner.cli import cli
+
+TASK: dict[str, Any] = {
+    "task_name": "predicted",
+    "model": {"id_or_path": "llama-3.1-8b-instruct"},
+    "base_runtime": "sglang",
+    "parameters": {"tp-size": [1, 2], "mem-fraction-static": [0.05, 0.85]},
+    "benchmark": {"max_requests_per_iteration": 8},
+}
+
+
+def predict(folder: Path, *options: str, **changed: Any) -> tuple[int, str]:
+    path = folder / "task.json"
+    path.write_text(json.dumps({**TASK, **changed}), encoding="utf-8")
+    result = CliRunner().invoke(cli, ["predict", str(path), *options])
+    return result.exit_code, result.output
+
+
+def test_it_says_that_it_predicts(tmp_path: Path) -> None:
+    code, text = predict(tmp_path)
+    assert code == 0
+    assert text.startswith("PREDICTED")
+    assert "not measured" in text
+    assert "engine's defaults" in text
+    assert "Predicted gain" in text
+
+
+def test_json_has_the_best_first_and_leaves_out_what_would_not_start(tmp_path: Path) -> None:
+    code, text = predict(tmp_path, "--json", "--top", "3")
+    document = json.loads(text)
+    assert code == 0
+    assert document["predicted"] is True
+    assert document["evaluated"] == 4
+    assert [one["config"]["mem-fraction-static"] for one in document["best"]] == [0.85, 0.85]
+    assert document["best"][0]["config"]["tp-size"] == 2
+    assert document["gain"] > 0
+
+
+def test_the_same_seed_predicts_the_same(tmp_path: Path) -> None:
+    assert predict(tmp_path, "--json", "--seed", "3") == predict(tmp_path, "--json", "--seed", "3")
+
+
+@pytest.mark.parametrize("flag", ["attention-backend", "no-such-flag"])
+def test_flags_that_are_not_modelled_are_named(tmp_path: Path, flag: str) -> None:
+    values = ["fa3", "triton"] if flag == "attention-backend" else [1, 2]
+    code, text = predict(tmp_path, "--json", parameters={"tp-size": [1], flag: values})
+    document = json.loads(text)
+    assert code == 0
+    assert document["without_effect"] == [flag]
+    assert len({one["objective"] for one in document["best"]}) == 1
+
+
+def test_a_better_gpu_is_predicted_better(tmp_path: Path) -> None:
+    latencies = [
+        json.loads(predict(tmp_path, "--json", "--gpu", gpu)[1])["best"][0]["objective"]
+        for gpu in ("h200", "h100", "l40s")
+    ]
+    assert latencies == sorted(latencies)
+
+
+def test_nothing_that_would_start_is_exit_code_4(tmp_path: Path) -> None:
+    code, text = predict(tmp_path, parameters={"mem-fraction-static": [0.01]})
+    assert code == 4
+    assert "PREDICTED" in text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"base_runtime": "vllm"}, {"model": {"id_or_path": "nosuch/model"}}],
+)
+def test_what_it_does_not_know_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
+    assert predict(tmp_path, **changed)[0] not in (0, 4)
+
+
+def test_an_unknown_gpu_is_refused(tmp_path: Path) -> None:
+    assert predict(tmp_path, "--gpu", "nosuch")[0] not in (0, 4)
