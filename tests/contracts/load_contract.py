@@ -44,7 +44,7 @@ class LoadGeneratorContract:
     @pytest.fixture
     def generator(self) -> LoadGenerator:
         """The load generator under test."""
-        raise NotImplementedError
+        raise AssertionError("a subclass gives its load generator")
 
     def test_records_every_request(self, generator: LoadGenerator) -> None:
         with ScriptedServer(streaming(pause_s=0.002)) as server:

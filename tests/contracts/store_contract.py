@@ -82,7 +82,7 @@ class ResultStoreContract:
     @pytest.fixture
     def root(self, tmp_path: Path) -> str | Path:
         """The folder or URI to keep studies at."""
-        raise NotImplementedError
+        raise AssertionError("a subclass gives its root")
 
     @pytest.fixture
     def store(self, root: str | Path) -> ResultStore:

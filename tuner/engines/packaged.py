@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ def installed_version(python: Sequence[str], package: str, env: Mapping[str, str
     return asked.stdout.strip() if asked.returncode == 0 else None
 
 
-class PackagedEngine:
+class PackagedEngine(ABC):
     """What SGLang and vLLM have in common.
 
     `name` is the package's as well, `serve` what `python -m` runs, `image` the repository of its container
@@ -71,21 +72,21 @@ class PackagedEngine:
 
     # --- for the subclass ---------------------------------------------------------------------------
 
+    @abstractmethod
     def gpus(self, config: Config) -> int:
         """GPUs that this configuration needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def arguments(self, config: Config, host: str, port: int) -> list[str]:
         """What follows the command that serves."""
-        raise NotImplementedError
 
     def given(self, config: Config) -> Config:
         """All flags, the fixed ones too, as they stand on the command line."""
         return {**self.task.engine.args, **config}
 
+    @abstractmethod
     def info(self, server: Server) -> ServerInfo:
         """What the running server says of itself."""
-        raise NotImplementedError
 
     # --- where it is found --------------------------------------------------------------------------
 
