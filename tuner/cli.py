@@ -13,7 +13,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -262,51 +262,15 @@ def predict(task_path: Path, gpu: str | None, top: int, seed: int | None, as_jso
     Takes tasks of the simulator and of SGLang, and up to 300 configurations of a larger space. Ends with exit
     code 4 where no configuration would run.
     """
-    from tuner.engines.simulator.flags import effect_of
-    from tuner.engines.simulator.predict import predict_all
-    from tuner.experience import some_of
-    from tuner.report.words import config_text, digits, percent
+    from tuner.forecast import forecast
     from tuner.task import load_task
 
     task = load_task(task_path)
-    if task.base_runtime not in ("simulator", "sglang"):
-        raise UsageError(f"predict knows SGLang's flags, not those of {task.base_runtime}")
-    if gpu is not None:
-        args = {**task.engine.args, "gpu": gpu}
-        task = task.model_copy(update={"engine": task.engine.model_copy(update={"args": args})})
     seed = (task.optimization.seed or 0) if seed is None else seed
-    unmodelled = [flag for flag in (*task.engine.args, *task.space.domains) if not effect_of(flag)]
-    [default] = predict_all(task, [{}], seed)
-    found = predict_all(task, some_of(task.space, seed), seed)
-    best = [one for one in found if one.starts][:top]
-    gain = None
-    if best and default.starts and best[0].score.score is not None and default.score.score is not None:
-        gain = task.objective.gain(best[0].score.score, default.score.score)
-
-    def row(one: Any) -> dict[str, Any]:
-        kept = {"objective": one.score.objective, "score": one.score.score}
-        return {"config": dict(one.config), "starts": one.starts, **kept}
-
-    if as_json:
-        document = {
-            **{"predicted": True, "task": task.task_name, "objective": task.objective.name},
-            **{"evaluated": len(found), "without_effect": unmodelled, "gain": gain},
-            **{"best": [row(one) for one in best], "defaults": row(default)},
-        }
-        click.echo(json.dumps(document, indent=2))
-    else:
-        click.echo(
-            f"PREDICTED by the simulator, not measured: {task.objective.name} "
-            f"({task.objective.unit}) of {len(found)} configurations"
-        )
-        for one in [*best, default]:
-            value = digits(one.score.objective) if one.score.objective is not None else "would not run"
-            click.echo(f"{value:>14}  {config_text(one.config)}")
-        if gain is not None:
-            click.echo(f"Predicted gain in score over the defaults: {percent(gain)}")
-        if unmodelled:
-            click.echo(f"Not modelled, all values predicted alike: {', '.join(unmodelled)}")
-    sys.exit(0 if best else 4)
+    found = forecast(task, gpu=gpu, top=top, seed=seed)
+    for line in [json.dumps(found.document(), indent=2)] if as_json else found.lines():
+        click.echo(line)
+    sys.exit(0 if found.best else 4)
 
 
 @cli.command(epilog=_examples("tuner report\ntuner report quickstart-20260101-120000 --html report.html"))

@@ -1,0 +1,78 @@
+"""`tuner predict`: what the simulator expects of a task's space, as lines of text and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.engines.simulator.flags import effect_of
+from tuner.engines.simulator.predict import Prediction, predict_all
+from tuner.errors import UsageError
+from tuner.experience import some_of
+from tuner.report.words import config_text, digits, percent
+from tuner.task import Task
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The `best` configurations of the `evaluated` ones, the engine's `defaults`, and what has no effect.
+
+    `gain` is a share, in score over the defaults; None where either would not run.
+    """
+
+    task: Task
+    evaluated: int
+    best: Sequence[Prediction]
+    defaults: Prediction
+    without_effect: Sequence[str]
+    gain: float | None
+
+    def document(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            **{"predicted": True, "task": self.task.task_name, "objective": self.task.objective.name},
+            **{"evaluated": self.evaluated, "without_effect": self.without_effect, "gain": self.gain},
+            **{"best": [_row(one) for one in self.best], "defaults": _row(self.defaults)},
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        objective = self.task.objective
+        yield (
+            f"PREDICTED by the simulator, not measured: {objective.name} ({objective.unit}) "
+            f"of {self.evaluated} configurations"
+        )
+        for one in [*self.best, self.defaults]:
+            value = digits(one.score.objective) if one.score.objective is not None else "would not run"
+            yield f"{value:>14}  {config_text(one.config)}"
+        if self.gain is not None:
+            yield f"Predicted gain in score over the defaults: {percent(self.gain)}"
+        if self.without_effect:
+            yield f"Not modelled, all values predicted alike: {', '.join(self.without_effect)}"
+
+
+def forecast(task: Task, *, gpu: str | None, top: int, seed: int) -> Forecast:
+    """The `top` best of the space, on `gpu` in place of the task's; UsageError where it cannot be told."""
+    if task.base_runtime not in ("simulator", "sglang"):
+        raise UsageError(f"predict knows SGLang's flags, not those of {task.base_runtime}")
+    if gpu is not None:
+        args = {**task.engine.args, "gpu": gpu}
+        task = task.model_copy(update={"engine": task.engine.model_copy(update={"args": args})})
+    [defaults] = predict_all(task, [{}], seed)
+    found = predict_all(task, some_of(task.space, seed), seed)
+    best = [one for one in found if one.starts][:top]
+    without_effect = [flag for flag in (*task.engine.args, *task.space.domains) if not effect_of(flag)]
+    return Forecast(task, len(found), best, defaults, without_effect, _gain(task, best, defaults))
+
+
+def _gain(task: Task, best: Sequence[Prediction], defaults: Prediction) -> float | None:
+    if not best or not defaults.starts:
+        return None
+    ours, theirs = best[0].score.score, defaults.score.score
+    return None if ours is None or theirs is None else task.objective.gain(ours, theirs)
+
+
+def _row(one: Prediction) -> dict[str, Any]:
+    kept = {"objective": one.score.objective, "score": one.score.score}
+    return {"config": dict(one.config), "starts": one.starts, **kept}
