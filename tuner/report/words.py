@@ -146,10 +146,11 @@ def client_limit_sentence(results: StudyResults) -> str:
     limited = results.steps[results.steps["client_limit"].notna()]
     if limited.empty:
         return ""
-    trials = ", ".join(str(trial) for trial in sorted(limited["trial"].unique())[:10])
+    numbers = sorted(limited["trial"].unique())
+    trials = f"trial{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers[:10]))}"
     return (
         f"In {len(limited)} of {len(results.steps)} load levels the load client was the limit, not the "
-        f"engine (trials {trials}): {limited.iloc[0]['client_limit']}. Give it more CPU, or put less load on."
+        f"engine ({trials}): {limited.iloc[0]['client_limit']}. Give it more CPU, or put less load on."
     )
 
 
