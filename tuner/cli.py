@@ -13,7 +13,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tuner.engines.base import Value
     from tuner.evaluate import Report
     from tuner.recorder import StudyProgress
+    from tuner.task import Task
 
 _results = click.option(
     "--results",
@@ -35,6 +36,12 @@ _results = click.option(
 _engine = click.option("--engine", metavar="NAME", help="The engine, in place of the task's base_runtime.")
 _task = click.argument("task_path", metavar="TASK", type=click.Path(path_type=Path))
 _study = click.argument("study", required=False)
+_num_gpus = click.option(
+    "--num-gpus", type=click.IntRange(min=1), help="GPUs, real or logical, of a local Ray cluster."
+)
+_at_once = click.option(
+    "--max-concurrent", type=click.IntRange(min=1), help="Trials at once [default: all that fit]."
+)
 
 
 def _examples(text: str) -> str:
@@ -53,18 +60,23 @@ def cli() -> None:
     epilog=_examples(
         "tuner run configs/quickstart.json\n"
         "tuner run task.json --engine simulator --num-gpus 8 --seed 1\n"
+        "tuner run task.json --resume                     (goes on where it was left)\n"
         "RAY_ADDRESS=auto tuner run task.yaml --results s3://bucket/studies"
     )
 )
 @_task
 @_engine
-@click.option("--num-gpus", type=click.IntRange(min=1), help="GPUs, real or logical, of a local Ray cluster.")
+@_num_gpus
 @_results
 @click.option("--study", metavar="NAME", help="The new study's name [default: task name and time].")
-@click.option("--max-concurrent", type=click.IntRange(min=1), help="Trials at once [default: all that fit].")
+@_at_once
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="In place of the task's seed.")
 @click.option("--warm-start", multiple=True, metavar="STUDY", help="Learn from an earlier study; repeatable.")
 @click.option("--prior", type=click.Choice(["simulator"]), help="Begin where the simulator would.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with this task's newest study (or --study), if there is one."
+)
+@click.option("--adopt", is_flag=True, help="With --resume: although the task has changed since.")
 def run(
     task_path: Path,
     engine: str | None,
@@ -75,6 +87,8 @@ def run(
     seed: int | None,
     warm_start: tuple[str, ...],
     prior: Literal["simulator"] | None,
+    resume: bool,
+    adopt: bool,
 ) -> None:
     """Searches the space of TASK and reports the best configuration.
 
@@ -84,29 +98,88 @@ def run(
     from tuner.task import load_task
 
     task = load_task(task_path)
+    if adopt and not resume:
+        raise UsageError("--adopt: only together with --resume")
+    _run(
+        task,
+        engine=engine,
+        num_gpus=num_gpus,
+        results=results,
+        study=study,
+        max_concurrent=max_concurrent,
+        seed=seed,
+        warm_start=warm_start,
+        prior=prior,
+        resume=resume,
+        adopt=adopt,
+        source=str(task_path),
+    )
+
+
+@cli.command(
+    epilog=_examples(
+        "tuner resume                            (the newest study)\n"
+        "tuner resume my-study\n"
+        "tuner resume my-study --task task.json --adopt"
+    )
+)
+@_study
+@_results
+@_num_gpus
+@_at_once
+@click.option(
+    "--task", "task_path", metavar="TASK", type=click.Path(path_type=Path), help="The task as it is."
+)
+@click.option("--adopt", is_flag=True, help="Go on with TASK although it has changed.")
+def resume(
+    study: str | None,
+    results: str | None,
+    num_gpus: int | None,
+    max_concurrent: int | None,
+    task_path: Path | None,
+    adopt: bool,
+) -> None:
+    """Goes on with STUDY (default: the newest) where it was left, however that came about.
+
+    What was measured is kept and not measured again. The study goes on with the task that it was begun with,
+    or with TASK; a TASK that has changed since is refused, unless --adopt takes it and the trials so far
+    compare with further ones.
+    """
+    from tuner.task import load_task, make_task
+
+    store = _store(study, results)
+    if not store.exists():
+        raise StudyError(f"no study {store.study!r} in {store.root}")
+    about = store.about()
+    task = (
+        load_task(task_path) if task_path else make_task(about.get("task", {}), f"{store.study}/study.json")
+    )
+    source = str(task_path or about.get("source", ""))
+    _run(
+        task,
+        engine=about.get("engine"),
+        num_gpus=num_gpus,
+        results=results,
+        study=store.study,
+        max_concurrent=max_concurrent,
+        resume=True,
+        adopt=adopt,
+        source=source,
+    )
+
+
+def _run(task: Task, *, results: str | None, **how: Any) -> NoReturn:
+    """Runs a study, shows it, and leaves with its exit code."""
     console = _console()
     with _Watching(console, f"Tuning {task.task_name}") as watching:
         from tuner.study import run_study
 
-        outcome = run_study(
-            task,
-            engine=engine,
-            num_gpus=num_gpus,
-            results=results,
-            study=study,
-            max_concurrent=max_concurrent,
-            seed=seed,
-            warm_start=warm_start,
-            prior=prior,
-            source=str(task_path),
-            watch=watching.show,
-        )
+        outcome = run_study(task, results=results, watch=watching.show, **how)
+    kept, name = len(outcome.results.trials), outcome.results.about["study"]
     if outcome.interrupted:
-        console.print(f"[bold]Interrupted[/bold]; {len(outcome.results.trials)} trials are kept.")
-    if len(outcome.results.trials):
-        _show_report(
-            console, outcome.results, ResultStore(results or default_root(), outcome.results.about["study"])
-        )
+        console.print(f"[bold]Interrupted[/bold]; {kept} trials are kept, `tuner resume {name}` goes on.")
+    if kept:
+        _show_report(console, outcome.results, ResultStore(results or default_root(), name))
     console.print(
         f"\nResults  {outcome.location}\nLog      {outcome.log_path}", soft_wrap=True, highlight=False
     )
@@ -384,10 +457,16 @@ class _Watching:
         """Takes the newest progress."""
         from tuner.live import progress_line
 
-        ended = progress.last is not None and progress.last != getattr(self._study.progress, "last", None)
-        self._study.progress = progress
-        if self._lines and ended:
-            self._console.print(progress_line(progress), soft_wrap=True, highlight=False, markup=False)
+        before, self._study.progress = self._study.progress, progress
+        if not self._lines:
+            return
+        lines = []
+        if progress.last is not None and progress.last != getattr(before, "last", None):
+            lines.append(progress_line(progress))
+        if progress.trouble and progress.trouble != getattr(before, "trouble", ""):
+            lines.append(progress.trouble)
+        for line in lines:
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _console(*, stderr: bool = False) -> Console:

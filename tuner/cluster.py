@@ -7,12 +7,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from tuner.capacity import Node
 from tuner.errors import TunerError, UsageError
 
 # Read by Tune in the driver: no CSV, JSON and TensorBoard files beside ours, no checkpoints of its own
@@ -27,18 +27,8 @@ _TUNE_SETTINGS = {
 _WORKER_ENV = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}  # a relative model path stays relative to the task's folder
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What the cluster's living nodes have; the largest node's bound a single trial."""
-
-    gpus: float
-    largest_node_gpus: float
-    cpus: float
-    largest_node_cpus: float
-
-
 @contextmanager
-def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[Resources]:
+def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[None]:
     """Connects to the cluster that RAY_ADDRESS names, or starts a local one and ends it on exit.
 
     A local one has `num_gpus` GPUs, real or not; by default `local_gpus`, or those that Ray finds where
@@ -47,7 +37,7 @@ def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[
     for name, value in _TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
-        yield _resources()
+        yield
     elif address := os.environ.get("RAY_ADDRESS"):
         if num_gpus is not None:
             raise UsageError(
@@ -55,14 +45,14 @@ def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[
             )
         ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": _WORKER_ENV})
         with _disconnecting():
-            yield _resources()
+            yield
     else:
         # Short, because the sockets below it have a limit of 107 bytes.
         short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108  a fresh folder below it
         with tempfile.TemporaryDirectory(prefix="tuner-", dir=short, ignore_cleanup_errors=True) as folder:
             _start_local(folder, local_gpus if num_gpus is None else num_gpus)
             with _disconnecting():
-                yield _resources()
+                yield
 
 
 @contextmanager
@@ -93,9 +83,12 @@ def _start_local(folder: str, num_gpus: int | None) -> None:
                 raise TunerError(f"Ray did not start: {error}") from error
 
 
-def _resources() -> Resources:
+def nodes() -> list[Node]:
+    """The nodes that live at this moment."""
     every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in every if node["Alive"]]
-    gpus = [node.get("GPU", 0.0) for node in nodes]
-    cpus = [node.get("CPU", 0.0) for node in nodes]
-    return Resources(sum(gpus), max(gpus, default=0.0), sum(cpus), max(cpus, default=0.0))
+    return [_node(each) for each in every if each["Alive"]]
+
+
+def _node(each: dict[str, Any]) -> Node:
+    has = each["Resources"]
+    return Node(each["NodeID"], each["NodeName"], has.get("GPU", 0.0), has.get("CPU", 0.0))

@@ -7,7 +7,8 @@
     │   ├── EngineUnavailable          the engine is not installed or not known on this machine
     │   ├── NotEnoughGpus              a trial asks for more GPUs than any node has
     │   └── StudyError                 a study of that name exists already, or does not
-    └── ResultsError          exit 1   the results folder cannot be written or read
+    ├── ResultsError          exit 1   the results folder cannot be written or read
+    └── InfrastructureLost    exit 1   nodes are gone or lose every trial; the study can be resumed
 """
 
 from __future__ import annotations
@@ -68,3 +69,7 @@ class StudyError(UsageError):
 
 class ResultsError(TunerError):
     """The results folder cannot be written or read."""
+
+
+class InfrastructureLost(TunerError):
+    """Nodes are gone, or lose one trial after the other; what was finished is kept."""

@@ -42,6 +42,8 @@ class LiveStudy:
         counts = Text(f"{progress.running} running   {progress.finished} finished   ")
         counts.append(f"{progress.failed} failed", style="red" if progress.failed else "")
         lines: list[RenderableType] = [Text(self.title, style="bold"), bar, counts]
+        if progress.trouble:
+            lines.append(Text(progress.trouble, style="bold yellow"))
         if progress.best is not None:
             lines.append(Text.assemble("best so far: ", (trial_text(progress.best), "green")))
         return Group(*lines)

@@ -1,5 +1,7 @@
 """What a study does when a trial ends: writes it, logs it, and tells whoever watches.
 
+A trial that infrastructure took away is written only when it is given up; before that it runs again.
+
 A Tune callback in the driver, the only writer of results. Tune pickles callbacks; this one leaves its
 live parts behind (nothing is ever restored from Tune's own state).
 """
@@ -10,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,22 +21,32 @@ from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
+from tuner.capacity import LOST_IN_A_ROW, Capacity
 from tuner.engines.base import Engine
+from tuner.errors import InfrastructureLost, ResultsError
 from tuner.evaluate import Report, Step, scores
 from tuner.failures import Cause, Failure, Stage
+from tuner.past import Past
 from tuner.report.words import config_text
 from tuner.results import ResultStore
-from tuner.rows import TrialInfo, record, this_node
-from tuner.search import ELAPSED, Suggestion
+from tuner.rows import TrialInfo, record
+from tuner.search import ATTEMPTS, ELAPSED, METRIC, PLACED, SHARE, Suggestion
 from tuner.task import Task
 
 LOG = logging.getLogger("tuner.study")
+PATIENCE_S = 300.0  # that a study waits for a node, or for results that can be written again
+TRIED_AGAIN_S = 5.0
+GIVEN_UP_IN_A_ROW = 3  # trials that infrastructure took away for good: then the study ends
 _COLOUR = re.compile(r"\x1b\[\d+m")
 
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """A study at one moment. `best` is the row of the best trial so far, `last` that of the newest."""
+    """A study at one moment. `best` is the row of the best trial so far, `last` that of the newest.
+
+    `before` of the trials that have ended did so before the study was resumed. `trouble` is what the study
+    waits for to end: results that cannot be written, nodes that are gone.
+    """
 
     planned: int
     running: int
@@ -43,12 +55,15 @@ class StudyProgress:
     elapsed_s: float
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
+    before: int = 0
+    trouble: str = ""
 
     @property
     def remaining_s(self) -> float | None:
         """Seconds left if trials go on as fast as so far; None before the first has ended."""
         ended = self.finished + self.failed
-        return self.elapsed_s / ended * max(self.planned - ended, 0) if ended else None
+        new = ended - self.before
+        return self.elapsed_s / new * max(self.planned - ended, 0) if new else None
 
 
 class Recorder(tune.Callback):
@@ -59,16 +74,27 @@ class Recorder(tune.Callback):
         store: ResultStore,
         task: Task,
         engine: Engine,
+        capacity: Capacity,
         planned: Callable[[], int],
         watch: Callable[[StudyProgress], None] | None,
+        past: Past | None = None,
     ) -> None:
         self._store, self._task, self._engine, self._watch = store, task, engine, watch
+        self._capacity, self._planned = capacity, planned
         self._began = time.monotonic()
-        self._planned = planned
         self._progress = StudyProgress(planned(), 0, 0, 0, 0.0)
+        if past:
+            ended = past.finished + past.failed
+            self._progress = StudyProgress(
+                planned(), 0, past.finished, past.failed, 0.0, best=past.best, before=ended
+            )
         self._broken: Exception | None = None
         self._steps: dict[str, list[Step]] = {}
-        self._last: dict[str, dict[str, Any]] = {}
+        self._last: dict[str, _Seen] = {}
+        self._lost: dict[int, list[str]] = {}  # by number: what became of the attempts that were lost
+        self._given_up: list[str] = []  # in a row, without a trial that came to its own end
+        self._named: list[str] = []  # the nodes that are left out
+        self._waiting_since: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -86,89 +112,167 @@ class Recorder(tune.Callback):
             duration_s=0.0,
             node="",
             log_path="",
+            attempts=0,
         )
         self._record(info, Report(levels, 0, score, done=True, others=tuple(others), failure=failure), [])
         return score.loss
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Ends the study where a result could not be written: Tune logs and forgets other exceptions."""
+        """Ends the study where it cannot go on: Tune logs and forgets exceptions of other callbacks."""
         if self._broken:
             raise self._broken
+        self._name_left_out()
+        self._require_nodes(trials)
+
+    def _name_left_out(self) -> None:
+        """Says once of each node that no further trial is sent to it, and why."""
+        for name in list(self._capacity.left_out.values())[len(self._named) :]:
+            self._named.append(name)
+            LOG.warning("Node %s is left out from now on: it lost %d trials in a row", name, LOST_IN_A_ROW)
+            self._store.amend(nodes_left_out=self._named)
+
+    def _require_nodes(self, trials: list[Trial]) -> None:
+        """Waits for nodes that can hold what is due, and raises where none comes."""
+        needs = [
+            self._capacity.needs(each.config["flags"]) for each in trials if each.status == Trial.PENDING
+        ]
+        running, largest = self._running(trials), self._capacity.largest
+        if running or not needs or min(needs) <= largest:
+            self._waiting_since = None
+            if self._progress.trouble:
+                self._tell(trouble="")
+            return
+        unit = "GPUs" if self._capacity.counts_gpus else "CPUs"
+        what = f"a trial needs {min(needs)} {unit} on one node, and the largest that is left has {largest:g}"
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+            LOG.warning("Waiting for a node: %s", what)
+            self._tell(trouble=f"waiting for a node: {what}")
+        elif time.monotonic() - self._waiting_since > PATIENCE_S:
+            raise InfrastructureLost(f"{what}; none came in {PATIENCE_S:g} s")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A new trial, or one that starts again after its node was lost: what it had shown is void."""
+        """A new trial, or another attempt at one that was lost."""
         self._steps[trial.trial_id] = []
-        self._last.pop(trial.trial_id, None)
+        self._last[trial.trial_id] = _Seen()
         self._tell(running=self._running(trials))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Takes the report out of the result, so that Tune neither keeps nor copies it."""
+        seen = self._last[trial.trial_id]
+        seen.info = result.pop("info")
+        if PLACED in result:
+            return
         report: Report = result.pop("report")
         if report.step is not None:
             self._steps[trial.trial_id].append(report.step)
-        self._last[trial.trial_id] = {
-            "report": report,
-            "info": replace(result.pop("info"), duration_s=result[ELAPSED]),
-        }
+        seen.report, seen.duration_s = report, result[ELAPSED]
+        if report.failure is None:
+            seen.curve[result[SHARE]] = result[METRIC]
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Writes the trial, finished or stopped early."""
-        last = self._last.pop(trial.trial_id)
-        report: Report = last["report"]
-        self._record(
-            replace(last["info"], stopped_early=not report.done),
-            report,
-            self._steps.pop(trial.trial_id),
-            running=self._running(trials, ended=trial),
+        """Writes the trial, finished or stopped early, unless it was lost and runs again."""
+        seen, steps = self._last.pop(trial.trial_id), self._steps.pop(trial.trial_id)
+        report = seen.report
+        assert report is not None and seen.info is not None
+        running = self._running(trials, ended=trial)
+        if report.failure is not None and report.failure.cause.infrastructure:
+            if self._runs_again(trial, seen, report.failure, running):
+                return
+            self._gives_up(trial, report.failure)
+        else:
+            self._given_up.clear()
+        ended = replace(
+            seen.info,
+            stopped_early=not report.done,
+            duration_s=seen.duration_s,
+            curve=seen.curve,
+            lost=self._lost.pop(seen.info.number, ()),
         )
+        self._record(ended, report, steps, running)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Writes a trial that was lost to infrastructure more often than it is retried."""
-        error = _last_error(trial)
-        cause = Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.INTERNAL
-        raised = getattr(error, "cause", None) or error  # Ray wraps it in an exception of its own
-        steps = self._steps.pop(trial.trial_id, [])
-        levels = len(self._task.levels(0))
-        failure = Failure(
-            Stage.LOAD if steps else Stage.START,
-            cause,
-            f"{type(raised).__name__}: {raised}".splitlines()[0][:300],
-            evidence=_COLOUR.sub("", str(error))[-4000:],
-            progress=len(steps) / levels,
-        )
+        """Takes note of a trial whose actor was lost; writes it where it is given up."""
+        seen, steps = self._last.pop(trial.trial_id, _Seen()), self._steps.pop(trial.trial_id, [])
+        failure = _lost_with(_last_error(trial), len(steps) / len(self._task.levels(0)), loaded=bool(steps))
+        running = self._running(trials, ended=trial)
+        if self._runs_again(trial, seen, failure, running):
+            return
+        self._gives_up(trial, failure)
+        levels, config = len(self._task.levels(0)), trial.config
         score, *others = scores(self._task, [step.metrics for step in steps], failure)
-        config = trial.config
         began = trial.run_metadata.start_time or time.time()
-        self._record(
-            TrialInfo(
-                number=config["number"],
-                kind=config["kind"],
-                config=config["flags"],
-                gpu_ids=[],
-                started_at=datetime.fromtimestamp(began, UTC),
-                duration_s=time.time() - began,
-                node=this_node(),
-                log_path="",
-            ),
-            Report(levels, len(steps), score, done=True, others=tuple(others), failure=failure),
-            steps,
-            running=self._running(trials, ended=trial),
+        unplaced = TrialInfo(
+            number=config["number"],
+            kind=config["kind"],
+            config=config["flags"],
+            gpu_ids=[],
+            started_at=datetime.fromtimestamp(began, UTC),
+            duration_s=0.0,
+            node="",
+            log_path="",
+            attempts=config["attempt"],
         )
+        ended = replace(
+            seen.info or unplaced,
+            duration_s=max(0.0, time.time() - began),
+            curve=seen.curve,
+            lost=self._lost.pop(config["number"], ()),
+        )
+        report = Report(levels, len(steps), score, done=True, others=tuple(others), failure=failure)
+        self._record(ended, report, steps, running)
+
+    def _runs_again(self, trial: Trial, seen: _Seen, failure: Failure, running: int) -> bool:
+        """Notes that an attempt was lost; whether another follows (which the searcher suggests)."""
+        number, attempt = trial.config["number"], trial.config["attempt"]
+        node = seen.info.node if seen.info else "an unknown node"
+        text = f"attempt {attempt} on {node}: {failure.cause}: {failure.detail}"
+        if attempt == ATTEMPTS:
+            return False
+        self._lost.setdefault(number, []).append(text)
+        LOG.warning("Lost trial %d, which runs again: %s", number, text)
+        self._tell(running=running)
+        return True
+
+    def _gives_up(self, trial: Trial, failure: Failure) -> None:
+        """Ends the study with the third trial in a row that is given up: nothing more would come of it."""
+        self._given_up.append(f"trial {trial.config['number']}: {failure.cause}: {failure.detail}")
+        if len(self._given_up) == GIVEN_UP_IN_A_ROW:
+            self._broken = InfrastructureLost(
+                f"{GIVEN_UP_IN_A_ROW} trials in a row were lost, each {ATTEMPTS} times\n"
+                + "\n".join(f"  {text}" for text in self._given_up)
+            )
 
     def _running(self, trials: list[Trial], ended: Trial | None = None) -> int:
         return sum(trial.status == Trial.RUNNING for trial in trials if trial is not ended)
 
     def _record(self, info: TrialInfo, report: Report, steps: list[Step], running: int | None = None) -> None:
-        if self._broken:
-            return
         try:
-            row = record(self._store, self._task, self._engine, info, report, steps)
+            row = self._written(info, report, steps)
             self._announce(info, report, row, running)
         except Exception as error:
             LOG.exception("Trial %d could not be recorded", info.number)
-            self._broken = error
+            self._broken = self._broken or error
+
+    def _written(self, info: TrialInfo, report: Report, steps: list[Step]) -> dict[str, Any]:
+        """Writes the trial and returns its row. Where that fails, the study pauses and tries again."""
+        limit = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                row = record(self._store, self._task, self._engine, info, report, steps)
+            except ResultsError as error:
+                if time.monotonic() > limit or self._broken:
+                    raise
+                LOG.error("Paused, tried again in %g s: %s", TRIED_AGAIN_S, error)
+                self._tell(trouble=f"paused: {error}")
+                time.sleep(TRIED_AGAIN_S)
+            else:
+                if self._progress.trouble:
+                    LOG.info("Results can be written again")
+                    self._tell(trouble="")
+                return row
 
     def _announce(self, info: TrialInfo, report: Report, row: dict[str, Any], running: int | None) -> None:
         failure, best = report.failure, self._progress.best
@@ -198,6 +302,29 @@ class Recorder(tune.Callback):
         self._progress = replace(self._progress, elapsed_s=elapsed_s, **changes)
         if self._watch:
             self._watch(self._progress)
+
+
+@dataclass
+class _Seen:
+    """What an attempt at a trial has shown so far."""
+
+    info: TrialInfo | None = None
+    report: Report | None = None
+    duration_s: float = 0.0
+    curve: dict[float, float] = field(default_factory=dict)
+
+
+def _lost_with(error: Exception | None, progress: float, *, loaded: bool) -> Failure:
+    """The failure of a trial whose actor raised `error`, or died with it."""
+    cause = Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.INTERNAL
+    raised = getattr(error, "cause", None) or error  # Ray wraps it in an exception of its own
+    return Failure(
+        Stage.LOAD if loaded else Stage.START,
+        cause,
+        f"{type(raised).__name__}: {raised}".splitlines()[0][:300],
+        evidence=_COLOUR.sub("", str(error))[-4000:],
+        progress=progress,
+    )
 
 
 def _last_error(trial: Trial) -> Exception | None:

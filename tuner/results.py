@@ -12,10 +12,12 @@ renamed. `<root>` is a folder or any URI that pyarrow.fs opens. docs/results.md 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import pyarrow.parquet as pq
 from tuner.errors import ResultsError, StudyError
 
 SCHEMA_VERSION = 1
+_NUMBERED = re.compile(r"\.?(\d+)\.parquet")  # a trial's file, or what was on its way to be one
 
 
 def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
@@ -71,6 +74,9 @@ TRIALS = _schema(
     ("failure_progress", _F64),
     ("exit_code", _I32),
     ("stopped_early", _BOOL),
+    ("curve", _TEXT),
+    ("attempts", _I32),
+    ("lost", _TEXT),
     ("levels_planned", _I32),
     ("levels_finished", _I32),
     ("max_load", _F64),
@@ -141,6 +147,7 @@ _JSON_COLUMNS = (
     ("trials", "config"),
     ("trials", "effective_args"),
     ("trials", "objectives"),
+    ("trials", "curve"),
     ("steps", "errors"),
 )
 
@@ -170,8 +177,8 @@ class StudyResults:
     """A study as read from disk.
 
     `trials`, `steps` and `requests` have the columns of the schemas above, ordered by trial; the JSON
-    columns `config`, `effective_args` and `errors` are dictionaries. `skipped` names the files that
-    were unreadable, and why.
+    columns (`config`, `effective_args`, `objectives`, `curve`, `errors`) are dictionaries. `skipped` names
+    the files that were unreadable, and why.
     """
 
     about: dict[str, Any]
@@ -203,23 +210,65 @@ class ResultStore:
             self._fs.create_dir(self._folder.rpartition("/")[0], recursive=True)
 
     def create(self, about: dict[str, Any]) -> None:
-        """Makes the study's folders and its study.json; StudyError where it exists already."""
+        """Makes the study's folders and its study.json, which names the study and says what is `about`.
+
+        StudyError where it exists already.
+        """
         if self.exists():
             raise StudyError(f"study {self.study!r} exists already in {self.root}")
         with _io_errors(f"create {self.location}"):
             for table in TABLES:
                 self._fs.create_dir(f"{self._folder}/{table}", recursive=True)
-            self._write("study.json", json.dumps(about, indent=2).encode())
+            self._write("study.json", json.dumps({"study": self.study, **about}, indent=2).encode())
 
     def amend(self, **about: Any) -> None:
         """Adds to study.json what is known at the end only."""
         with _io_errors(f"amend {self.location}"):
-            self._write("study.json", json.dumps({**self._about(), **about}, indent=2).encode())
+            self._write("study.json", json.dumps({**self.about(), **about}, indent=2).encode())
 
-    def _about(self) -> dict[str, Any]:
-        with self._fs.open_input_stream(f"{self._folder}/study.json") as stream:
+    def about(self) -> dict[str, Any]:
+        """What study.json says. ResultsError where that is no longer readable."""
+        with (
+            _io_errors(f"read {self.location}/study.json"),
+            self._fs.open_input_stream(f"{self._folder}/study.json") as stream,
+        ):
             about: dict[str, Any] = json.loads(stream.read())
         return about
+
+    def next_number(self) -> int:
+        """The first number that no file bears, whole, torn or foreign, so that none is overwritten."""
+        selectors = [pa.fs.FileSelector(f"{self._folder}/{table}", allow_not_found=True) for table in TABLES]
+        with _io_errors(f"list {self.location}"):
+            names = [info.base_name for each in selectors for info in self._fs.get_file_info(each)]
+        numbers = [int(found[1]) for found in map(_NUMBERED.match, names) if found]
+        return max(numbers, default=-1) + 1
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other drivers of this machine out of the study; StudyError where one is in it.
+
+        The lock goes with the process that holds it, however that ends. A URI has no lock. Leaves nothing
+        behind where the study was not created meanwhile.
+        """
+        if not isinstance(self._fs, pa.fs.LocalFileSystem):
+            yield
+            return
+        path = Path(self._folder, ".lock")
+        with _io_errors(f"lock {self.location}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StudyError(f"study {self.study!r} is being run by another process") from None
+            try:
+                yield
+            finally:
+                if not self.exists():
+                    path.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        path.parent.rmdir()
 
     def write_trial(
         self, trial: dict[str, Any], steps: list[dict[str, Any]], requests: list[dict[str, Any]]
@@ -244,7 +293,7 @@ class ResultStore:
         if not self.exists():
             raise StudyError(f"no study {self.study!r} in {self.root}")
         with _io_errors(f"read {self.location}"):
-            about = self._about()
+            about = self.about()
             frames: dict[str, pd.DataFrame] = {}
             skipped: list[str] = []
             for name, schema in TABLES.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +27,11 @@ class TrialInfo:
     duration_s: float
     node: str
     log_path: str
+    node_id: str = ""  # Ray's
     stopped_early: bool = False
+    curve: Mapping[float, float] = field(default_factory=dict)  # the loss at each share of the load
+    attempts: int = 1  # 0: it was refused before it was started
+    lost: Sequence[str] = ()  # what became of the attempts before the last
 
 
 def this_node() -> str:
@@ -88,6 +92,9 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "failure_progress": failure and failure.progress,
         "exit_code": failure and failure.exit_code,
         "stopped_early": info.stopped_early,
+        "curve": json.dumps({f"{share:.6g}": loss for share, loss in info.curve.items()}),
+        "attempts": info.attempts,
+        "lost": "\n".join(info.lost) or None,
         "levels_planned": report.planned,
         "levels_finished": report.finished,
         "max_load": report.max_load,

@@ -84,6 +84,10 @@ class SearchEnd:
         """The first trial starts."""
         self._began = self.clock() if self._began is None else self._began
 
+    def resumed(self, elapsed_s: float) -> None:
+        """The search goes on that has taken so many seconds before."""
+        self._began = self.clock() - elapsed_s
+
     def ended(self, loss: float, *, gpus: int, duration_s: float) -> None:
         """A trial of the search has ended."""
         if loss < self._best - (self.least_gain or 0.0):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -19,20 +18,20 @@ from ray import tune
 
 from tuner import __version__
 from tuner.analysis import summary
-from tuner.cluster import Resources, cluster
+from tuner.capacity import capacity_for, refusal
+from tuner.cluster import cluster, nodes
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
-from tuner.errors import NotEnoughGpus, UsageError
-from tuner.experience import experience
-from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.errors import UsageError
+from tuner.experience import Experience, experience
+from tuner.past import Setup, newest_of, past_of, seed_of
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
-from tuner.search import METRIC, MODE, Config, LosingTrials, StudySearcher, make_searcher
+from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
 LOGICAL_GPUS = 8  # of a local cluster on which the engine is simulated
-_RETRIES = 2  # of a trial whose node or actor was lost
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
@@ -72,6 +71,8 @@ def run_study(
     seed: int | None = None,
     warm_start: Sequence[str] = (),
     prior: Literal["simulator"] | None = None,
+    resume: bool = False,
+    adopt: bool = False,
     source: str = "",
     watch: Callable[[StudyProgress], None] | None = None,
 ) -> StudyOutcome:
@@ -81,37 +82,69 @@ def run_study(
     logical, of the local Ray cluster that is started where RAY_ADDRESS names none. `results` is a folder
     or a URI, `study` a new study's name in it. `warm_start` names earlier studies there to learn from;
     the simulator's predictions are another `prior`. `watch` is called whenever a trial starts or ends.
+
+    `resume` goes on with `study`, or else with the newest study of a task of this name, and begins one where
+    there is none: what was measured is kept and not measured again. If the task has changed since, that is a
+    StudyError, unless `adopt` takes it as it is now and the trials still compare.
+
     Raises a UsageError before anything is started; Ctrl-C and SIGTERM end the study early, with
     everything that was finished kept.
     """
     adapter = make_engine(task, engine)
-    name = _study_name(task, study)
-    if seed is None:
-        seed = secrets.randbelow(2**31) if task.optimization.seed is None else task.optimization.seed
-    store = _new_store(results or default_root(), name, wanted=study is not None)
-    name = store.study
     version = adapter.version()
-    known = experience(
-        task, adapter, warm_start=warm_start, simulate=prior == "simulator", root=store.root, seed=seed
-    )
-    log_path = data_home() / "logs" / f"task_{name}.log"
-    local_gpus = LOGICAL_GPUS if adapter.simulated else None
-    with _interrupts_kept(), cluster(num_gpus, local_gpus=local_gpus) as resources:
-        least = _require_gpus(task, adapter, resources)
-        at_once = max_concurrent or _trials_at_once(resources, least)
-        context = TrialContext(name, task, adapter.name, seed, resources.largest_node_cpus)
-        searcher = make_searcher(task, seed=seed, known=known, **_limits(adapter, resources, least))
-        store.create(_about(task, adapter, name, seed, version, source, searcher))
-        recorder = Recorder(store, task, adapter, lambda: searcher.planned, watch)
-        searcher.guard(lambda config: _refusal(adapter, config, resources), recorder.refused)
-        with _study_log(log_path), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            LOG.info("Study %s: %d trials, %d at once, seed %d", name, searcher.planned, at_once, seed)
-            interrupted = _fit(context, searcher, recorder, at_once, scratch)
-            if searcher.ended_early:
-                LOG.info("Study %s: the search has ended early: %s", name, searcher.ended_early)
-                store.amend(ended_early=searcher.ended_early)
-            LOG.info("Study %s: %s", name, "interrupted" if interrupted else "done")
+    setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior)
+    root = str(results or default_root())
+    wanted = study or (newest_of(task, root) if resume else None)
+    store = ResultStore(root, _study_name(task, wanted))
+    if not (resume and store.exists()):
+        store = _new_store(store, wanted=wanted is not None)
+    with store.locked(), _interrupts_kept():
+        past = past_of(store, task, adapter, version, adopt=adopt) if store.exists() else None
+        setup = setup.going_on(past.about) if past else setup
+        seed = seed_of(task, seed, past.about if past else None)
+        known = _known(task, adapter, setup, root, seed)
+        with cluster(setup.num_gpus, local_gpus=LOGICAL_GPUS if adapter.simulated else None):
+            fewest, _ = task.gpu_range(adapter.gpus)
+            capacity = capacity_for(adapter, fewest, nodes)
+            searcher = make_searcher(task, seed=seed, known=known, past=past, capacity=capacity)
+            about = _about(task, adapter, version, searcher.budget, seed, setup, source)
+            if past is None:
+                store.create(about)
+            else:
+                store.amend(**past.amended(about))
+            recorder = Recorder(store, task, adapter, capacity, lambda: searcher.planned, watch, past)
+            most_gpus = max(node.gpus for node in nodes())
+            searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
+            context = TrialContext(store.study, task, adapter.name, seed, capacity.largest_cpus)
+            at_once = setup.max_concurrent or capacity.at_once(fewest)
+            with _study_log(store.study) as log_path:
+                interrupted = _searched(context, searcher, recorder, store, at_once)
     return StudyOutcome(store.read(), store.location, log_path, interrupted)
+
+
+def _known(task: Task, engine: Engine, setup: Setup, root: str, seed: int) -> Experience:
+    return experience(
+        task,
+        engine,
+        warm_start=setup.warm_start,
+        simulate=setup.prior == "simulator",
+        root=root,
+        seed=seed,
+    )
+
+
+def _searched(
+    context: TrialContext, searcher: StudySearcher, recorder: Recorder, store: ResultStore, at_once: int
+) -> bool:
+    """Runs the trials and says how that ended; whether it was interrupted."""
+    LOG.info("Study %s: %d trials, %d at once, seed %d", store.study, searcher.planned, at_once, context.seed)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        interrupted = _fit(context, searcher, recorder, at_once, scratch)
+    if searcher.ended_early:
+        LOG.info("Study %s: the search has ended early: %s", store.study, searcher.ended_early)
+        store.amend(ended_early=searcher.ended_early)
+    LOG.info("Study %s: %s", store.study, "interrupted" if interrupted else "done")
+    return interrupted
 
 
 def _fit(
@@ -136,7 +169,6 @@ def _fit(
             storage_path=scratch,
             verbose=0,
             callbacks=[recorder],
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
         ),
     )
     try:
@@ -150,7 +182,8 @@ def _fit(
 
 
 def _trial_name(trial: Any) -> str:
-    return f"trial-{trial.config['number']:05d}"
+    again = f"-{trial.config['attempt']}" if trial.config["attempt"] > 1 else ""
+    return f"trial-{trial.config['number']:05d}{again}"
 
 
 def _study_name(task: Task, wanted: str | None) -> str:
@@ -162,76 +195,34 @@ def _study_name(task: Task, wanted: str | None) -> str:
     return f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def _new_store(root: str | Path, name: str, *, wanted: bool) -> ResultStore:
+def _new_store(store: ResultStore, *, wanted: bool) -> ResultStore:
     """A store that can be written and holds no study yet; a name that nobody `wanted` gets a number."""
-    store = ResultStore(root, name)
-    number = 2
+    name, number = store.study, 2
     while store.exists() and not wanted:
-        store = ResultStore(root, f"{name}-{number}")
+        store = ResultStore(store.root, f"{name}-{number}")
         number += 1
     store.require_new()
     return store
 
 
 def _about(
-    task: Task, engine: Engine, study: str, seed: int, version: str, source: str, searcher: StudySearcher
+    task: Task, engine: Engine, version: str, budget: int, seed: int, setup: Setup, source: str
 ) -> dict[str, Any]:
     size = task.space.size
     return {
         "schema_version": SCHEMA_VERSION,
         "tuner_version": __version__,
-        "study": study,
         "task": task.model_dump(mode="json", exclude_unset=True),
         "source": source,
         "engine": engine.name,
         "engine_version": version,
         "simulated": engine.simulated,
         "seed": seed,
+        **asdict(setup),
         "started_at": datetime.now(UTC).isoformat(),
-        "planned_trials": searcher.budget,
+        "planned_trials": budget,
         "space_size": None if size == float("inf") else int(size),
     }
-
-
-def _require_gpus(task: Task, engine: Engine, resources: Resources) -> int:
-    """The fewest GPUs of a trial; NotEnoughGpus where no node could run a single one."""
-    fewest, _ = task.gpu_range(engine.gpus)
-    if fewest > resources.largest_node_gpus:
-        raise NotEnoughGpus(
-            f"every configuration needs at least {fewest} GPU(s) on one node; the largest node has "
-            f"{resources.largest_node_gpus:g} (--num-gpus {fewest} gives a local cluster logical ones)"
-        )
-    return fewest
-
-
-def _trials_at_once(resources: Resources, fewest_gpus: int) -> int:
-    by_gpus = resources.gpus // fewest_gpus if fewest_gpus else resources.cpus
-    return max(1, int(min(by_gpus, resources.cpus)))
-
-
-def _limits(engine: Engine, resources: Resources, fewest_gpus: int) -> dict[str, Any]:
-    """What the searcher waits for before it suggests another trial: GPUs, or CPUs where none needs a GPU."""
-    if fewest_gpus:
-        return {"gpus": engine.gpus, "total_gpus": resources.gpus}
-    most = int(resources.largest_node_cpus)
-    return {
-        "gpus": lambda config: min(engine.cpus(config), most),
-        "total_gpus": resources.cpus,
-        "counts_gpus": False,
-    }
-
-
-def _refusal(engine: Engine, config: Config, resources: Resources) -> Failure | None:
-    """Why a configuration can never run here; None where it may."""
-    needed = engine.gpus(config)
-    if needed > resources.largest_node_gpus:
-        detail = f"needs {needed} GPUs on one node; the largest node has {resources.largest_node_gpus:g}"
-        return Failure(Stage.CHECK, Cause.NO_SUCH_GPUS, detail)
-    try:
-        engine.check(config)
-    except TrialFailed as refused:
-        return refused.failure
-    return None
 
 
 @contextmanager
@@ -248,8 +239,9 @@ def _interrupts_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _study_log(path: Path) -> Iterator[None]:
-    """Sends this package's study log to a file that `tail -f` can follow."""
+def _study_log(study: str) -> Iterator[Path]:
+    """Sends this package's study log to a file that `tail -f` can follow; its path."""
+    path = data_home() / "logs" / f"task_{study}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -257,7 +249,7 @@ def _study_log(path: Path) -> Iterator[None]:
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     try:
-        yield
+        yield path
     finally:
         LOG.removeHandler(handler)
         handler.close()

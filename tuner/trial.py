@@ -19,9 +19,10 @@ from ray import tune
 from tuner.engines import make_engine
 from tuner.evaluate import Report, evaluate
 from tuner.load import LOAD_GENERATORS
+from tuner.objective import FAILED_TIER as UNKNOWN
 from tuner.results import data_home
 from tuner.rows import TrialInfo, this_node
-from tuner.search import ELAPSED, SHARE, metric_names
+from tuner.search import ELAPSED, PLACED, SHARE, metric_names
 from tuner.task import Task
 
 
@@ -42,7 +43,10 @@ def engine_log(study: str, number: int) -> Path:
 
 
 class EngineTrial(tune.Trainable):
-    """Runs one configuration; its config is `{"number", "kind", "flags"}` (see `search.Suggestion`)."""
+    """Runs one configuration; its config is what `search.StudySearcher` suggests.
+
+    Its first result says where it runs, before anything is started; each further one is a load level's.
+    """
 
     def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
         assert context is not None
@@ -59,8 +63,11 @@ class EngineTrial(tune.Trainable):
             started_at=datetime.now(UTC),
             duration_s=0.0,
             node=this_node(),
+            node_id=ray.get_runtime_context().get_node_id(),
             log_path=str(engine_log(context.study, config["number"])),
+            attempts=config["attempt"],
         )
+        self._placed = False
         self._began = time.monotonic()
         self._reports: Iterator[Report] = evaluate(
             context.task,
@@ -74,7 +81,11 @@ class EngineTrial(tune.Trainable):
         )
 
     def step(self) -> dict[str, Any]:
-        """One load level: its report, the loss so far, and whether the trial is over."""
+        """Where the trial runs; then one load level: its report, the loss so far, whether it is over."""
+        if not self._placed:
+            self._placed = True
+            unknown = dict.fromkeys(metric_names(len(self._context.task.objectives)), UNKNOWN)
+            return {**unknown, PLACED: self._info.node_id, "info": self._info}
         report = next(self._reports)
         failure, others = report.failure, [score.loss for score in report.others]
         return {
@@ -110,7 +121,8 @@ def trainable(context: TrialContext) -> Any:
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         engine, flags = make_engine(context.task, context.engine), config["flags"]
         held = {"CPU": min(engine.cpus(flags), context.node_cpus), "GPU": engine.gpus(flags)}
-        return tune.PlacementGroupFactory([held], strategy="STRICT_PACK")
+        elsewhere = {"ray.io/node-id": f"!in({','.join(avoid)})"} if (avoid := config["avoid"]) else {}
+        return tune.PlacementGroupFactory([held], strategy="STRICT_PACK", bundle_label_selector=[elsewhere])
 
     with_context = tune.with_parameters(EngineTrial, context=context)
     return tune.with_resources(with_context, resources)

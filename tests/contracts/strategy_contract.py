@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
 from ray.tune.search import Searcher
 
+from tuner.capacity import Capacity, Node
 from tuner.failures import Cause, Failure, Stage
-from tuner.search import StudySearcher, make_searcher
+from tuner.past import Past, PastTrial
+from tuner.search import ATTEMPTS, PLACED, StudySearcher, make_searcher
 from tuner.space import config_key
 from tuner.task import Task, make_task
 
@@ -92,6 +96,32 @@ def lost_without_a_result(searcher: StudySearcher, name: str) -> None:
     searcher.on_trial_complete(name, {})
 
 
+def better_than_the_defaults(flags: Flags) -> float:
+    """`loss_of`, with the baseline worse than all."""
+    return loss_of(flags) if flags else 1000.0
+
+
+def past_with(trials: Sequence[dict[str, Any]], loss: Callable[[Flags], float] = loss_of) -> Past:
+    """A study whose `trials` have ended, as they would be read from its results."""
+    ended = [
+        PastTrial(
+            number=trial["number"],
+            kind=trial["kind"],
+            config=trial["flags"],
+            losses=(loss(trial["flags"]),),
+            share=1.0,
+            curve={1.0: loss(trial["flags"])},
+            gpus=1,
+            duration_s=1.0,
+            refused=False,
+            finished=True,
+        )
+        for trial in trials
+    ]
+    following = 1 + max((trial["number"] for trial in trials), default=-1)
+    return Past({}, tuple(ended), following, float(len(ended)), (), len(ended), 0, None)
+
+
 class StrategyContract:
     """Holds for every strategy, as `make_searcher` makes it for a task with `optimization`."""
 
@@ -114,7 +144,7 @@ class StrategyContract:
 
     def test_the_baseline_comes_first_and_trials_are_numbered(self) -> None:
         trials = Game(self.searcher(self.task(max_iterations=6))).trials
-        assert trials[0] == {"number": 0, "kind": "baseline", "flags": {}}
+        assert trials[0] == {"number": 0, "kind": "baseline", "flags": {}, "attempt": 1, "avoid": []}
         assert [trial["number"] for trial in trials] == list(range(6))
         assert {trial["kind"] for trial in trials[1:]} == {"search"}
 
@@ -182,17 +212,78 @@ class StrategyContract:
         ],
         ids=["error", "infrastructure", "no result"],
     )
-    def test_what_infrastructure_lost_is_forgotten_and_comes_again(self, lost_as: Any) -> None:
+    def test_what_infrastructure_lost_runs_again_and_costs_nothing(self, lost_as: Any) -> None:
         searcher = self.searcher(self.task(max_iterations=100))
-        searcher.budget = 50
-        game = Game(searcher, lose=lambda trial: trial["number"] in (1, 2, 3), lost_as=lost_as)
-        lost, measured = game.keys[:3], game.keys[3:]
-        assert sorted(measured) == sorted(map(config_key, self.task().space.grid()))
-        assert set(lost) <= set(measured)
+        lose = lambda trial: trial["number"] in (0, 1, 3) and trial["attempt"] < ATTEMPTS  # noqa: E731
+        game = Game(searcher, lose=lose, lost_as=lost_as)
+        attempts = Counter(trial["number"] for trial in game.trials)
+        assert attempts == {number: ATTEMPTS if number in (0, 1, 3) else 1 for number in range(13)}
+        assert set(game.keys) == set(map(config_key, self.task().space.grid()))
+
+    def test_what_is_lost_again_and_again_is_given_up_and_cost_no_trial(self) -> None:
+        searcher = self.searcher(self.task(max_iterations=9))
+        game = Game(searcher, lose=lambda trial: trial["number"] in (1, 2, 3))
+        attempts = Counter(trial["number"] for trial in game.trials)
+        assert attempts == {number: ATTEMPTS if number in (1, 2, 3) else 1 for number in range(12)}
+        assert len(set(game.keys)) == 11
+
+    def test_a_trial_that_was_lost_avoids_the_nodes_that_lost_it(self) -> None:
+        nodes = [Node(name, name, 4.0, 8.0) for name in ("a", "b", "c")]
+        searcher = self.searcher(self.task(), capacity=Capacity(nodes=lambda: nodes))
+        avoided = []
+        for attempt, node in enumerate(("a", "b", "c")):
+            trial = searcher.suggest(f"{attempt}")
+            assert isinstance(trial, dict) and trial["number"] == 0
+            avoided.append(trial["avoid"])
+            searcher.on_trial_result(f"{attempt}", {PLACED: node})
+            searcher.on_trial_complete(f"{attempt}", error=True)
+        assert avoided == [[], ["a"], ["a", "b"]]
+
+    @pytest.mark.parametrize("at_once", [1, 3])
+    @pytest.mark.parametrize("after", [0, 1, 5, 10, 12, 15])
+    def test_a_study_goes_on_where_it_was_left(self, after: int, at_once: int) -> None:
+        task = self.task(max_iterations=10, confirm=2)
+
+        class Killed(Exception):
+            pass
+
+        class Cut(Game):
+            def started(self, suggestion: dict[str, Any]) -> None:
+                if len(self.trials) > after:
+                    cut.append(self)
+                    raise Killed
+
+        cut: list[Game] = []
+        with suppress(Killed):
+            cut.append(Cut(self.searcher(task), better_than_the_defaults, at_once=at_once))
+        running = [trial["number"] for trial in cut[0].running.values()]
+        ended = [trial for trial in cut[0].trials if trial["number"] not in running]
+        past = past_with(ended, better_than_the_defaults)
+        game = Game(self.searcher(task, past=past), better_than_the_defaults, at_once=at_once)
+        assert all(trial["number"] > max(each["number"] for each in ended) for trial in game.trials if ended)
+        both = [*ended, *game.trials]
+        kinds = Counter(trial["kind"] for trial in both)
+        assert kinds == {"baseline": 1, "search": 9, "confirm": 6}
+        searched = [config_key(trial["flags"]) for trial in both if trial["kind"] == "search"]
+        assert len(set(searched)) == 9
+        repeated = Counter(config_key(trial["flags"]) for trial in both if trial["kind"] == "confirm")
+        assert set(repeated.values()) == {2}
+
+    def test_a_resumed_study_goes_on_as_if_it_had_not_been_stopped(self) -> None:
+        task = self.task(max_iterations=10)
+        whole = Game(self.searcher(task)).trials
+        for after in range(1, 10):
+            rest = Game(self.searcher(task, past=past_with(whole[:after]))).trials
+            assert {config_key(trial["flags"]) for trial in rest} & {
+                config_key(trial["flags"]) for trial in whole[:after]
+            } == set()
+            assert len(rest) == 10 - after
 
     def test_a_trial_waits_until_its_gpus_are_free(self) -> None:
         gpus = lambda flags: int(flags.get("tp-size", 1))  # noqa: E731
-        searcher = self.searcher(self.task(max_iterations=100), gpus=gpus, total_gpus=4)
+        searcher = self.searcher(
+            self.task(max_iterations=100), capacity=Capacity(gpus, nodes=lambda: [Node("", "", 4.0, 8.0)])
+        )
 
         class Counted(Game):
             def started(self, suggestion: dict[str, Any]) -> None:
@@ -205,7 +296,9 @@ class StrategyContract:
         assert 1 < game.most_at_once <= 4
 
     def test_a_trial_that_is_held_back_is_the_next_one(self) -> None:
-        searcher = self.searcher(self.task(), gpus=lambda flags: 2, total_gpus=3)
+        searcher = self.searcher(
+            self.task(), capacity=Capacity(lambda flags: 2, nodes=lambda: [Node("", "", 3.0, 8.0)])
+        )
         assert isinstance(searcher.suggest("a"), dict)
         assert [searcher.suggest("b") for _ in range(5)] == [None] * 5
         searcher.on_trial_complete("a", {"loss": 1.0})

@@ -2,9 +2,11 @@
 
 from tuner.search.scheduler import LosingTrials
 from tuner.search.searcher import (
+    ATTEMPTS,
     ELAPSED,
     METRIC,
     MODE,
+    PLACED,
     SHARE,
     Config,
     StudySearcher,
@@ -14,9 +16,11 @@ from tuner.search.searcher import (
 from tuner.search.strategies import make_searcher
 
 __all__ = [
+    "ATTEMPTS",
     "ELAPSED",
     "METRIC",
     "MODE",
+    "PLACED",
     "SHARE",
     "Config",
     "LosingTrials",

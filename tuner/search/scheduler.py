@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuner.objective import HARD_SLO_TIER
-from tuner.search.searcher import METRIC, SHARE
+from tuner.search.searcher import METRIC, PLACED, SHARE
 from tuner.stopping import EarlyStopping
 
 
@@ -22,6 +22,8 @@ class LosingTrials(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP for a trial that is losing."""
+        if PLACED in result:
+            return str(TrialScheduler.CONTINUE)
         share, loss = float(result[SHARE]), float(result[METRIC])
         self._curves.setdefault(trial.trial_id, {})[share] = loss
         losing = trial.config["kind"] == "search" and self._stopping.hopeless(share, loss)

@@ -2,23 +2,26 @@
 
 `StudySearcher` stands between Tune and an inner searcher (OptunaSearch, HyperOptSearch, a grid). It
 measures the baseline first, answers for what is already known, keeps to the budget, holds back while
-no GPU is free, and at the end measures the best again. The inner searcher sees every outcome as a
-finite loss, failures included.
+no GPU is free, runs again what was lost to infrastructure, and at the end measures the best again. The
+inner searcher sees every outcome as a finite loss, failures included.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from tuner.analysis.front import from_the_knee, front
+from tuner.capacity import Capacity
 from tuner.failures import Failure
 from tuner.objective import FAILED_TIER, HARD_SLO_TIER
+from tuner.past import Past, PastTrial
 from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
 from tuner.space import SearchSpace, Value, config_key
@@ -26,6 +29,8 @@ from tuner.stopping import EarlyStopping, SearchEnd
 
 METRIC, MODE = "loss", "min"
 SHARE, ELAPSED = "share", "elapsed_s"  # of a result: how much of the trial's load is done, and in what time
+PLACED = "placed"  # of a trial's first result, which measures nothing: the id of its node
+ATTEMPTS = 3  # at a trial that infrastructure takes away
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
 _REFUSED_IN_A_ROW = 100  # then the engine refuses everything, and the search ends
 _DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
@@ -42,11 +47,15 @@ def metric_names(objectives: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A trial to run: its number within the study, its kind ("baseline", "search", "confirm"), its flags."""
+    """A trial to run: its number within the study, its kind ("baseline", "search", "confirm"), its flags.
+
+    `attempt` counts from 1; every further one follows a trial that was lost, and avoids where it was.
+    """
 
     number: int
     kind: str
     config: Config
+    attempt: int = 1
 
     @property
     def key(self) -> str:
@@ -58,8 +67,9 @@ class _Pending:
     """A suggestion that is being measured, and every inner id that proposed it."""
 
     suggestion: Suggestion
-    gpus: int
     inner_ids: list[str] = field(default_factory=list)
+    node: str | None = None  # where it runs, once that is known
+    lost_on: set[str] = field(default_factory=set)
 
 
 class StudySearcher(Searcher):
@@ -69,8 +79,7 @@ class StudySearcher(Searcher):
     best configurations and the baseline are measured again in turn: the best of many is partly lucky, and
     only repeats tell luck from gain. `end` ends the search sooner where more of it is not worth its time,
     by what the sampler says of its `expected_gain` among others; `stopping` knows what a trial that was
-    stopped early would have come to. `gpus(config)` is what a configuration needs, `total_gpus` what the
-    cluster has; without `counts_gpus` both are of CPUs.
+    stopped early would have come to. `capacity` is what the cluster has at any moment.
     """
 
     def __init__(
@@ -87,9 +96,7 @@ class StudySearcher(Searcher):
         stopping: EarlyStopping | None = None,
         expected_gain: Callable[[], float | None] = lambda: None,
         metrics: tuple[str, ...] = (METRIC,),
-        gpus: Callable[[Config], int] = lambda config: 1,
-        total_gpus: float = float("inf"),
-        counts_gpus: bool = True,
+        capacity: Capacity | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode=MODE)
         self._inner, self._encoding, self._space = inner, encoding, space
@@ -97,7 +104,7 @@ class StudySearcher(Searcher):
         self._baseline_due = baseline
         self._end, self.stopping, self._expected_gain = end or SearchEnd(), stopping, expected_gain
         self.ended_early = ""  # why the search ended before its last trial
-        self._gpus, self._total_gpus, self._counts_gpus = gpus, total_gpus, counts_gpus
+        self._capacity = capacity or Capacity()
         self._refuse: Callable[[Config], Failure | None] = lambda config: None
         self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
         self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
@@ -107,7 +114,11 @@ class StudySearcher(Searcher):
         self._confirmations: list[Config] | None = None
         self._refused_in_a_row = 0
         self._pending: dict[str, _Pending] = {}
+        self._again: list[_Pending] = []
+        self._given_up: set[str] = set()
         self._asked = self._numbered = self._launched = self._repeats = 0
+        self._asked_in_a_row = _ASKED_IN_A_ROW
+        self._repeated: Counter[str] = Counter()  # by configuration: its repeats before the study was resumed
         self._held: _Pending | None = None
 
     @property
@@ -124,44 +135,95 @@ class StudySearcher(Searcher):
         """
         self._refuse, self._on_refused = refuse, on_refused
 
+    def recall(self, past: Past) -> None:
+        """Takes the study up where it was left: its numbers go on, and what it knows is not asked again.
+
+        The inner searcher was given the configurations as its first points; each is answered at once.
+        """
+        self._numbered = past.next_number
+        self._asked_in_a_row += len(past.trials)
+        self.ended_early = past.ended_early
+        self._end.resumed(past.elapsed_s)
+        for trial in past.trials:  # in the order in which they ended
+            if self.stopping and trial.whole:
+                self.stopping.finished(trial.curve)
+            if trial.kind == "confirm":
+                self._repeated[config_key(trial.config)] += 1
+            else:
+                self._remember(trial)
+
+    def _remember(self, trial: PastTrial) -> None:
+        key, result = config_key(trial.config), dict(zip(self._metrics, trial.losses, strict=True))
+        self._losses[key] = self._final({**result, SHARE: trial.share})
+        if trial.refused:
+            return
+        self._launched += 1
+        self._baseline_due &= trial.kind != "baseline"
+        held = trial.gpus if self._capacity.counts_gpus else 0
+        self._end.ended(self._progress(self._losses[key]), gpus=held, duration_s=trial.duration_s)
+        self._measured[key] = dict(trial.config)
+
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
-        self._held = self._held or self._due()
+        self._held = self._held or (self._again.pop(0) if self._again else self._due())
         if self._held is None:
             return None if self._pending else Searcher.FINISHED
-        in_use = sum(pending.gpus for pending in self._pending.values())
-        if in_use and in_use + self._held.gpus > self._total_gpus:
+        in_use = sum(self._capacity.needs(pending.suggestion.config) for pending in self._pending.values())
+        if in_use and in_use + self._capacity.needs(self._held.suggestion.config) > self._capacity.total:
             return None
         pending, self._held = self._held, None
         self._pending[trial_id] = pending
         suggestion = pending.suggestion
-        if suggestion.kind != "confirm":
+        if suggestion.kind != "confirm" and suggestion.attempt == 1:
             self._launched += 1
             self._end.began()
-        return {"number": suggestion.number, "kind": suggestion.kind, "flags": dict(suggestion.config)}
+        return {
+            "number": suggestion.number,
+            "kind": suggestion.kind,
+            "flags": dict(suggestion.config),
+            "attempt": suggestion.attempt,
+            "avoid": self._capacity.avoided(suggestion.config, pending.lost_on),
+        }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Intermediate results teach nothing: a trial counts when it ends."""
+        """Learns where a trial runs. What it shows teaches nothing: a trial counts when it ends."""
+        if PLACED in result:
+            self._pending[trial_id].node = result[PLACED]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Teaches the outcome; a trial lost to infrastructure is forgotten and may come again."""
+        """Teaches the outcome; a trial that was lost to infrastructure runs again, and teaches nothing."""
         pending = self._pending.pop(trial_id)
-        lost = error or not result or METRIC not in result or bool(result.get("infrastructure"))
-        if lost or result is None:
-            for inner_id in pending.inner_ids:
-                self._inner.on_trial_complete(inner_id, error=True)
+        if error or not result or METRIC not in result or result.get("infrastructure"):
+            self._lost(pending)
             return
+        if pending.node is not None:
+            self._capacity.served(pending.node)
         suggestion, losses = pending.suggestion, self._final(result)
         if suggestion.kind == "confirm":
             return
-        held = pending.gpus if self._counts_gpus else 0
+        held = self._capacity.needs(suggestion.config) if self._capacity.counts_gpus else 0
         self._end.ended(self._progress(losses), gpus=held, duration_s=float(result.get(ELAPSED, 0.0)))
         self._losses[suggestion.key] = losses
         self._measured[suggestion.key] = suggestion.config
         for inner_id in pending.inner_ids:
             self._tell(inner_id, losses)
+
+    def _lost(self, pending: _Pending) -> None:
+        """Puts a lost trial first in the queue again; after `ATTEMPTS` it is given up, and cost no trial."""
+        suggestion = pending.suggestion
+        if pending.node is not None:
+            self._capacity.lost(pending.node)
+            pending.lost_on.add(pending.node)
+        if suggestion.attempt < ATTEMPTS:
+            again = replace(suggestion, attempt=suggestion.attempt + 1)
+            self._again.append(replace(pending, suggestion=again, node=None))
+            return
+        self._given_up.add(suggestion.key)
+        self._launched -= suggestion.kind != "confirm"
+        for inner_id in pending.inner_ids:
+            self._inner.on_trial_complete(inner_id, error=True)
 
     def _final(self, result: Mapping[str, Any]) -> Losses:
         """What the trial came to; of one that was stopped, what it would have come to, and no best."""
@@ -193,9 +255,16 @@ class StudySearcher(Searcher):
         if any(pending.suggestion.kind != "confirm" for pending in self._pending.values()):
             return None
         if self._confirmations is None:
-            self._confirmations = self._to_confirm()
-            self._repeats = len(self._confirmations)
+            repeats = self._to_confirm()
+            self._repeats = len(repeats)
+            self._confirmations = [config for config in repeats if not self._was_repeated(config)]
         return self._new("confirm", self._confirmations.pop(0)) if self._confirmations else None
+
+    def _was_repeated(self, config: Config) -> bool:
+        """Whether this repeat was measured before the study was resumed; each of them counts once."""
+        key = config_key(config)
+        self._repeated[key] -= 1
+        return self._repeated[key] >= 0
 
     def _to_confirm(self) -> list[Config]:
         """The finalists and the baseline, in turn; nothing where nothing beats the baseline."""
@@ -228,7 +297,7 @@ class StudySearcher(Searcher):
         if self._baseline_due:
             self._baseline_due = False
             return self._new("baseline", {})
-        for _ in range(_ASKED_IN_A_ROW):
+        for _ in range(self._asked_in_a_row):
             if self._hopeless:
                 return None
             self._asked += 1
@@ -248,7 +317,10 @@ class StudySearcher(Searcher):
         if key in self._losses:
             self._tell(inner_id, self._losses[key])
             return None
-        for pending in self._pending.values():
+        if key in self._given_up:
+            self._inner.on_trial_complete(inner_id, error=True)
+            return None
+        for pending in [*self._pending.values(), *self._again]:
             if pending.suggestion.key == key and pending.suggestion.kind != "baseline":
                 pending.inner_ids.append(inner_id)
                 return None
@@ -282,7 +354,8 @@ class StudySearcher(Searcher):
 
         None where all are tried, or where none is found that the constraints and the engine allow.
         """
-        tried = self._losses.keys() | {pending.suggestion.key for pending in self._pending.values()}
+        on_its_way = {pending.suggestion.key for pending in [*self._pending.values(), *self._again]}
+        tried = self._losses.keys() | on_its_way | self._given_up
         for config in self._untried(tried):
             if self._hopeless:
                 return None
@@ -306,7 +379,7 @@ class StudySearcher(Searcher):
     def _new(self, kind: str, config: Config, inner_id: str | None = None) -> _Pending:
         suggestion = Suggestion(self._numbered, kind, config)
         self._numbered += 1
-        return _Pending(suggestion, self._gpus(config), [inner_id] if inner_id else [])
+        return _Pending(suggestion, [inner_id] if inner_id else [])
 
     def _tell(self, inner_id: str, losses: Losses) -> None:
         self._inner.on_trial_complete(inner_id, losses)

@@ -15,6 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tuner.errors import UsageError
 from tuner.experience import NOTHING, Experience, Known
+from tuner.past import Past
 from tuner.plan import FINALISTS, planned_trials, sampler_of
 from tuner.search.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.search.gp_sampler import GpSampler
@@ -66,19 +67,21 @@ def make_searcher(
     seed: int,
     space: SearchSpace | None = None,
     known: Experience = NOTHING,
+    past: Past | None = None,
     **limits: Any,
 ) -> StudySearcher:
     """The searcher of a task's strategy, over the task's space unless another is given.
 
     What is `known` before is told to it: the best of its data are measured first, the priors guide a
-    Gaussian process until trials say otherwise. UsageError for a sampler that cannot be told.
-    `limits` are passed on to `StudySearcher`.
+    Gaussian process until trials say otherwise. UsageError for a sampler that cannot be told. Of a study
+    that goes on, the `past` is told as well. `limits` are passed on to `StudySearcher`.
     """
     space, options = space or task.space, task.optimization
     budget = planned_trials(task)
-    inner = _inner(task, space, seed, budget, known)
+    tried = [config for config in past.configs() if space.contains(config)] if past else []
+    inner = _inner(task, space, seed, budget, known, tried)
     repeats = options.confirm * (FINALISTS + options.baseline)
-    return StudySearcher(
+    searcher = StudySearcher(
         inner.searcher,
         inner.encoding,
         space,
@@ -98,9 +101,15 @@ def make_searcher(
         expected_gain=inner.expected_gain,
         **limits,
     )
+    if past:
+        searcher.recall(past)
+    return searcher
 
 
-def _inner(task: Task, space: SearchSpace, seed: int, budget: int, known: Experience) -> Inner:
+def _inner(
+    task: Task, space: SearchSpace, seed: int, budget: int, known: Experience, tried: Sequence[Config]
+) -> Inner:
+    """The strategy's searcher. What was `tried` before are its first points, which the study answers."""
     options = task.optimization
     sampler = sampler_of(task).name
     if known != NOTHING:
@@ -109,9 +118,9 @@ def _inner(task: Task, space: SearchSpace, seed: int, budget: int, known: Experi
         plain = Encoding(tuple(space.domains), dict.fromkeys(space.domains, _AS_IT_IS), {})
         return Inner(GridSearcher(space, seed), plain)
     if options.strategy == "hierarchical":
-        return _staged(options, space, sampler, seed, budget)
+        return _staged(options, space, sampler, seed, budget)  # its stages propose the same again
     ranked = sorted(known.data, key=lambda each: each[1])
-    first = [config for config, _ in ranked[:MEASURED_AGAIN]]
+    first = [*tried, *(config for config, _ in ranked[:MEASURED_AGAIN])]
     if options.strategy == "hybrid":
         first += space.coarse(max(2, round(COARSE_SHARE * budget)), seed)
     inner = _modelled(options, space, sampler, seed, first, known.priors)

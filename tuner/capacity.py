@@ -1,0 +1,125 @@
+"""What a study may use of its cluster at this moment: how much, where, and which nodes it leaves out.
+
+Knows nodes as names with GPUs and CPUs, and nothing of Ray. Nodes come and go while a study runs, and one
+that keeps losing trials is left out of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from tuner.engines.base import Config, Engine
+from tuner.errors import NotEnoughGpus
+from tuner.failures import Cause, Failure, Stage, TrialFailed
+
+LOST_IN_A_ROW = 3  # trials that a node loses to infrastructure, one after the other, and is then left out
+
+
+@dataclass(frozen=True)
+class Node:
+    """A living node: its id in the cluster, its name for people, what it has in all."""
+
+    id: str
+    name: str
+    gpus: float = 0.0
+    cpus: float = 0.0
+
+
+@dataclass
+class Capacity:
+    """The capacity of the nodes that `nodes()` lists, in GPUs; in CPUs where no trial needs a GPU.
+
+    `gpus(config)` and `cpus(config)` are what a trial needs.
+    """
+
+    gpus: Callable[[Config], int] = lambda config: 1
+    cpus: Callable[[Config], int] = lambda config: 1
+    nodes: Callable[[], Sequence[Node]] = lambda: (Node("", "", math.inf, math.inf),)
+    counts_gpus: bool = True
+    left_out: dict[str, str] = field(default_factory=dict)  # by id: the name
+    _lost: dict[str, int] = field(default_factory=dict)  # by id: how many in a row
+
+    def usable(self) -> list[Node]:
+        """The living nodes that are not left out."""
+        return [node for node in self.nodes() if node.id not in self.left_out]
+
+    def needs(self, config: Config) -> int:
+        """What a trial of `config` holds; of CPUs no more than the largest node has."""
+        return self.gpus(config) if self.counts_gpus else int(min(self.cpus(config), self.largest))
+
+    def _has(self, node: Node) -> float:
+        return node.gpus if self.counts_gpus else node.cpus
+
+    @property
+    def total(self) -> float:
+        """What the usable nodes have together."""
+        return sum(map(self._has, self.usable()))
+
+    @property
+    def largest(self) -> float:
+        """What the largest usable node has, which bounds a single trial."""
+        return max(map(self._has, self.usable()), default=0.0)
+
+    @property
+    def largest_cpus(self) -> float:
+        """The CPUs of the node that has most."""
+        return max((node.cpus for node in self.usable()), default=0.0)
+
+    def at_once(self, fewest: int) -> int:
+        """How many trials fit, of those that need the fewest GPUs; each needs a CPU for its load."""
+        cpus = sum(node.cpus for node in self.usable())
+        return max(1, int(min(self.total // fewest if self.counts_gpus else cpus, cpus)))
+
+    def lost(self, node: str) -> str | None:
+        """A trial was lost on the node of that id; the node's name where it is left out from now on.
+
+        The last node that is left is kept: that nothing works there is told by the trials.
+        """
+        self._lost[node] = self._lost.get(node, 0) + 1
+        usable = {each.id: each.name for each in self.usable()}
+        if self._lost[node] < LOST_IN_A_ROW or node not in usable or len(usable) == 1:
+            return None
+        self.left_out[node] = usable[node]
+        return usable[node]
+
+    def served(self, node: str) -> None:
+        """A trial came to its own end on that node, whatever it showed."""
+        self._lost.pop(node, None)
+
+    def avoided(self, config: Config, lost_on: Collection[str]) -> list[str]:
+        """Ids of the nodes where a trial shall not run: those left out, and where it was lost before.
+
+        Of the latter none is avoided where no other node could hold the trial.
+        """
+        needed, usable = self.needs(config), self.usable()
+        elsewhere = any(self._has(node) >= needed for node in usable if node.id not in lost_on)
+        return sorted({*self.left_out, *(lost_on if elsewhere else ())})
+
+
+def capacity_for(engine: Engine, fewest: int, nodes: Callable[[], Sequence[Node]]) -> Capacity:
+    """What `nodes` have for the trials of `engine`, which need `fewest` GPUs or more.
+
+    NotEnoughGpus where no node could run a single one.
+    """
+    largest = max((node.gpus for node in nodes()), default=0.0)
+    if fewest > largest:
+        raise NotEnoughGpus(
+            f"every configuration needs at least {fewest} GPU(s) on one node; the largest node has "
+            f"{largest:g} (--num-gpus {fewest} gives a local cluster logical ones)"
+        )
+    return Capacity(engine.gpus, engine.cpus, nodes, counts_gpus=fewest > 0)
+
+
+def refusal(engine: Engine, config: Config, largest_gpus: float) -> Failure | None:
+    """Why a configuration can never run where the largest node has so many GPUs; None where it may."""
+    needed = engine.gpus(config)
+    if needed > largest_gpus:
+        detail = f"needs {needed} GPUs on one node; the largest node has {largest_gpus:g}"
+        return Failure(Stage.CHECK, Cause.NO_SUCH_GPUS, detail)
+    try:
+        engine.check(config)
+    except TrialFailed as refused:
+        return refused.failure
+    return None
