@@ -57,7 +57,7 @@ class Made:
             name: pa.Table.from_pylist(getattr(self, name), schema=schema).to_pandas()
             for name, schema in TABLES.items()
         }
-        encoded = ("config", "effective_args", "objectives")
+        encoded = ("config", "effective_args", "objectives", "curve")
         for table, column in (*(("trials", name) for name in encoded), ("steps", "errors")):
             texts = frames[table][column]
             frames[table][column] = [json.loads(text) if isinstance(text, str) else {} for text in texts]
@@ -202,6 +202,8 @@ def make(
                 "failure_progress": failure and failure.progress,
                 "exit_code": failure and failure.exit_code,
                 "stopped_early": number in stopped,
+                "curve": json.dumps({} if cause else _curve(objective, terms, metrics, len(levels))),
+                "attempts": 1,
                 "levels_planned": len(levels),
                 "levels_finished": len(finished),
                 "started_at": clock,
@@ -212,6 +214,16 @@ def make(
         )
         clock += timedelta(seconds=duration + 2)
     return made
+
+
+def _curve(
+    objective: str, terms: Sequence[SloTerm], seen: Sequence[Metrics], levels: int
+) -> dict[str, float]:
+    """The loss after each load level, by the share of all that was seen then."""
+    judged = [
+        score(OBJECTIVES[objective], Slo(tuple(terms)), seen[: count + 1]) for count in range(len(seen))
+    ]
+    return {f"{(count + 1) / levels:.6g}": each.loss for count, each in enumerate(judged)}
 
 
 def _about(

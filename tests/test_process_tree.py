@@ -111,9 +111,9 @@ def test_after_an_early_stop(marker: str, tmp_path: Path) -> None:
     context = TrialContext("early", task_for(marker, level_s=2.0), "hostile", 0, node_cpus=1)
     tuner = tune.Tuner(
         trainable(context),
-        param_space={"number": 0, "kind": "search", "flags": {}},
+        param_space={"number": 0, "kind": "search", "flags": {}, "attempt": 1, "avoid": []},
         run_config=tune.RunConfig(
-            name="early", storage_path=str(tmp_path), verbose=0, stop={"training_iteration": 1}
+            name="early", storage_path=str(tmp_path), verbose=0, stop={"training_iteration": 2}
         ),
     )
     with ThreadPoolExecutor(1) as pool:
@@ -133,6 +133,7 @@ def test_after_an_exception_in_the_trial(marker: str, tmp_path: Path) -> None:
         assert not processes.with_marker(marker)
     assert seen.result()
     assert list(trials["failure_cause"]) == ["internal error"]
+    assert list(trials["attempts"]) == [3]
     assert list(trials["failure_detail"]) == ["ZeroDivisionError: an exception of the adapter itself"]
     assert "hostile_engine.py" in trials["failure_evidence"].iloc[0]
 
@@ -146,6 +147,8 @@ def test_after_the_actor_is_killed(marker: str, tmp_path: Path) -> None:
     assert gone.result()
     assert list(trials["trial"]) == [0]
     assert trials["failure_cause"].isna().all()  # it ran again
+    assert list(trials["attempts"]) == [2]
+    assert "node lost" in trials["lost"].iloc[0]
 
 
 def _kill_the_actor(marker: str) -> bool:

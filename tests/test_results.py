@@ -112,7 +112,9 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 # --- the schema's versions -----------------------------------------------------------------------------
 
-ADDED = {  # since then
+ADDED = {
+    "attempts",
+    "lost",  # since then
     *(
         "gpu_model",
         "gpu_others",
@@ -151,7 +153,7 @@ def test_a_study_that_was_written_with_fewer_columns_is_still_read() -> None:
         last = frame.iloc[-1]
         assert kept["trial"] == 1 and len(kept) > 10
         for column in TABLES[name].names:
-            if column == "objectives":
+            if column in ("objectives", "curve"):
                 assert last[column] == {}
             elif column in ("config", "effective_args", "errors"):
                 assert last[column] == json.loads(kept[column])
@@ -233,6 +235,9 @@ def trials(draw: st.DrawFn) -> tuple[TrialInfo, Report, list[Step]]:
         node=draw(TEXT),
         log_path=draw(TEXT),
         stopped_early=draw(st.booleans()),
+        curve=draw(st.dictionaries(st.sampled_from([0.25, 0.5, 1.0]), SECONDS)),
+        attempts=draw(st.integers(0, 3)),
+        lost=draw(st.lists(TEXT.filter(bool), max_size=2)),
     )
     return info, report, steps
 
@@ -282,6 +287,8 @@ def test_rows_of_any_trial_come_back(folder: Path, trial: tuple[TrialInfo, Repor
         "failure_evidence": failure and failure.evidence,
         "failure_progress": failure and failure.progress,
         "exit_code": failure and failure.exit_code,
+        "curve": {f"{share:g}": loss for share, loss in info.curve.items()},
+        **{"attempts": info.attempts, "lost": "\n".join(info.lost) or None},
         **{"levels_planned": 3, "levels_finished": len(steps), "stopped_early": info.stopped_early},
         **{"start_s": report.start_s, "duration_s": info.duration_s, "log_path": info.log_path},
         "model": TASK.model.id_or_path,

@@ -15,7 +15,7 @@ import processes
 import pytest
 import ray
 
-from tuner import run_study
+from tuner import recorder, run_study
 from tuner.errors import NotEnoughGpus, ResultsError, StudyError, UsageError
 from tuner.recorder import StudyProgress
 from tuner.results import ResultStore
@@ -250,5 +250,6 @@ def test_results_that_cannot_be_written_end_the_study_with_a_clear_error(
         raise ResultsError("cannot write trial 0: No space left on device")
 
     monkeypatch.setattr(ResultStore, "write_trial", full)
+    monkeypatch.setattr(recorder, "PATIENCE_S", 0.0)
     with pytest.raises(ResultsError, match="No space left"):
         run_study(small_task(optimization={"max_iterations": 3}), results=tmp_path)
