@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import processes
@@ -79,9 +80,9 @@ def marker() -> Iterator[str]:
     assert not left
 
 
-def started(code: str, *arguments: str, log_path: Path, grace_s: float = 0.2) -> EngineProcess:
+def started(code: str, *arguments: str, log_path: Path, **limits: Any) -> EngineProcess:
     argv = [sys.executable, "-I", "-S", "-c", code, *arguments]
-    return EngineProcess(argv, env=os.environ, log_path=log_path, grace_s=grace_s)
+    return EngineProcess(argv, env=os.environ, log_path=log_path, **{"grace_s": 0.2, **limits})
 
 
 def tree(marker: str, tmp_path: Path) -> EngineProcess:
@@ -243,3 +244,48 @@ def test_no_file_descriptor_is_kept(tmp_path: Path) -> None:
         ended(process)
     started("import time; time.sleep(600)", log_path=tmp_path / "log").end()
     assert open_files() <= before
+
+
+def test_of_a_log_that_grows_too_long_the_middle_is_cut_out(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    code = (
+        "import time\nprint('first', flush=True)\n"
+        "for _ in range(200): print('x' * 4095, flush=True); time.sleep(0.005)\n"
+        "print('last', flush=True); time.sleep(600)"
+    )
+    with started(code, log_path=log, log_bytes=100_000) as process:
+        until(lambda: process.log().endswith("last\n"), "the end of the log")
+        assert process.log().startswith("first\n")
+    text = log.read_text()
+    assert text.startswith("before\nfirst\n")
+    assert "bytes of log were cut out here]" in text
+    assert len(text) < 400_000
+
+
+def test_the_kernel_takes_the_program_before_its_starter(tmp_path: Path) -> None:
+    with started("print(open('/proc/self/oom_score_adj').read())", log_path=tmp_path / "log") as process:
+        ended(process)
+        assert process.log().strip() == "1000"
+
+
+def test_a_program_that_the_kernel_kills_for_memory_is_known_to_have_starved(tmp_path: Path) -> None:
+    group = Path("/sys/fs/cgroup/memory") / f"tuner-{uuid4().hex}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(2**26))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    code = (
+        "import os, sys\n"
+        "open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+        "held = []\nwhile True: held.append(bytearray(2**20))"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", code, str(group / "cgroup.procs")]
+    try:
+        with EngineProcess(argv, env=os.environ, log_path=tmp_path / "log") as process:
+            assert not process.starved()
+            assert ended(process) == -signal.SIGKILL
+            assert process.starved()
+    finally:
+        group.rmdir()

@@ -32,6 +32,8 @@ from tuner.errors import ResultsError, StudyError
 SCHEMA_VERSION = 1
 _NUMBERED = re.compile(r"\.?(\d+)\.parquet")  # a trial's file, or what was on its way to be one
 
+_PART = re.compile(r"\..+\.part")
+
 
 def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
     return pa.schema(fields, metadata={"tuner_schema_version": str(SCHEMA_VERSION)})
@@ -243,6 +245,13 @@ class ResultStore:
         numbers = [int(found[1]) for found in map(_NUMBERED.match, names) if found]
         return max(numbers, default=-1) + 1
 
+    def tidy(self) -> None:
+        """Removes what a driver that was killed had half written."""
+        with _io_errors(f"tidy {self.location}"):
+            for info in self._fs.get_file_info(pa.fs.FileSelector(self._folder, recursive=True)):
+                if _PART.fullmatch(info.base_name):
+                    self._fs.delete_file(info.path)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other drivers of this machine out of the study; StudyError where one is in it.
@@ -325,9 +334,14 @@ class ResultStore:
     def _write(self, name: str, content: Any) -> None:
         folder, _, base = f"{self._folder}/{name}".rpartition("/")
         temporary = f"{folder}/.{base}.part"
-        with self._fs.open_output_stream(temporary) as stream:
-            stream.write(content)
-        self._fs.move(temporary, f"{folder}/{base}")
+        try:
+            with self._fs.open_output_stream(temporary) as stream:
+                stream.write(content)
+            self._fs.move(temporary, f"{folder}/{base}")
+        except BaseException:
+            with suppress(OSError):
+                self._fs.delete_file(temporary)
+            raise
 
 
 def studies(root: str | Path) -> list[str]:

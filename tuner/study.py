@@ -111,6 +111,7 @@ def run_study(
             if past is None:
                 store.create(about)
             else:
+                store.tidy()
                 store.amend(**past.amended(about))
             recorder = Recorder(store, task, adapter, capacity, lambda: searcher.planned, watch, past)
             most_gpus = max(node.gpus for node in nodes())

@@ -15,6 +15,7 @@ from types import TracebackType
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _TAIL_BYTES = 256 * 1024  # eight ranks that fail print a traceback each, and the cause stands in the first
 _THEN_LIMIT_S = 200.0  # the watchdog tries three times
+LOG_BYTES = 64 * 2**20  # of a log, and then its middle is cut out
 GRACE_S = 10.0  # SGLang with a stream in flight leaves within 10 s of SIGTERM
 
 
@@ -23,8 +24,8 @@ class EngineProcess:
 
     A context manager: on exit the whole process tree is gone, SIGTERM first, SIGKILL after `grace_s`
     seconds. It is gone as well when this process dies by SIGKILL (see `watchdog`). `then` is a command
-    that is run after that, for what is not below the process: a container. Raises OSError where the
-    program cannot be started.
+    that is run after that, for what is not below the process: a container. The log never grows much beyond
+    `log_bytes`. Raises OSError where the program cannot be started.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class EngineProcess:
         env: Mapping[str, str],
         log_path: Path,
         grace_s: float = GRACE_S,
+        log_bytes: int = LOG_BYTES,
         then: Sequence[str] = (),
     ) -> None:
         self.log_path = log_path
+        self._kernel_kills = _kernel_kills()
         self._grace_s = grace_s
         self._then = tuple(then)
         self._orphaned = False  # the watchdog was killed before it could say how the command ended
@@ -47,8 +50,9 @@ class EngineProcess:
         alive_read, self._alive = os.pipe()  # closing our end tells the watchdog to end the tree
         self._status, status_write = os.pipe()
         try:
-            with log_path.open("ab") as log:
-                watchdog = [sys.executable, "-I", "-S", str(_WATCHDOG), str(grace_s), str(status_write)]
+            with log_path.open("a+b") as log:  # the watchdog reads it too
+                watchdog = [sys.executable, "-I", "-S", str(_WATCHDOG)]
+                watchdog += [str(grace_s), str(status_write), str(log_bytes)]
                 detached = subprocess.Popen(
                     [*watchdog, str(len(then)), *then, *argv],
                     stdin=alive_read,
@@ -99,6 +103,13 @@ class EngineProcess:
             self._read_exit(timeout_s=0.0)
         return self._exit_code
 
+    def starved(self) -> bool:
+        """Whether the kernel has killed a process for lack of memory since this one was started.
+
+        It tells of the whole host, so it is evidence only beside an end that nothing else explains.
+        """
+        return _kernel_kills() > self._kernel_kills
+
     def log(self) -> str:
         """The last 256 KiB that this process wrote to its log."""
         with self.log_path.open("rb") as log:
@@ -131,3 +142,12 @@ class EngineProcess:
         if self._alive >= 0:
             os.close(self._alive)
             self._alive = -1
+
+
+def _kernel_kills() -> int:
+    """How many processes the kernel has killed for lack of memory; 0 where it does not say."""
+    try:
+        counters = Path("/proc/vmstat").read_text().split()
+        return int(counters[counters.index("oom_kill") + 1])
+    except (OSError, ValueError):
+        return 0

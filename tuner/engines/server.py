@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ _PORTS_TRIED = 3
 _FLUSHES_TRIED = 100
 _EVIDENCE_LINES = 25
 _LINES_AFTER = 5
+# Of any engine, where none of its own signs is found.
+_HOST_MEMORY = re.compile(r"\bMemoryError\b|std::bad_alloc|Cannot allocate memory")
 _EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception)(: |$)")  # the last line of a Python traceback
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before loopback
 
@@ -62,7 +64,15 @@ class Server:
     def raise_if_failed(self) -> None:
         code = self.process.poll()
         if code is not None:
-            raise TrialFailed(diagnose(Stage.LOAD, code, self.process.log(), self.signs))
+            raise TrialFailed(self.failure(Stage.LOAD, code))
+
+    def failure(self, stage: Stage, code: int) -> Failure:
+        """Why it ended with exit code `code`, by its log and by what the kernel did meanwhile."""
+        found = diagnose(stage, code, self.process.log(), self.signs)
+        if found.cause is not Cause.CRASH or not self.process.starved():
+            return found
+        detail = f"the kernel has killed a process for lack of memory; {found.detail}"
+        return replace(found, cause=Cause.OUT_OF_MEMORY, detail=detail)
 
     def flush_cache(self) -> None:
         with suppress(OSError, ValueError):  # a dead server is found by raise_if_failed
@@ -99,7 +109,7 @@ def diagnose(stage: Stage, code: int | None, log: str, signs: Sequence[Sign]) ->
     The evidence is the lines up to the telling one, and a few after it.
     """
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
-    for sign in signs:
+    for sign in (*signs, Sign(_HOST_MEMORY, Cause.OUT_OF_MEMORY)):
         for number in range(len(lines) - 1, -1, -1):
             if sign.pattern.search(lines[number]):
                 detail = lines[number].strip()[:300]
@@ -166,7 +176,7 @@ def _await_token(server: Server, deadline: float, *, may_be_anothers: bool) -> N
     body = {"model": server.model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
     while True:
         if (code := server.process.poll()) is not None:
-            raise TrialFailed(diagnose(Stage.START, code, server.process.log(), server.signs))
+            raise TrialFailed(server.failure(Stage.START, code))
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             log = server.process.log()

@@ -2,7 +2,7 @@
 
 A script of its own, started by `process.py` with an isolated interpreter and the standard library only:
 
-    python -I -S watchdog.py GRACE_S STATUS_FD N THEN... COMMAND...
+    python -I -S watchdog.py GRACE_S STATUS_FD LOG_BYTES N THEN... COMMAND...
 
 It detaches (a second fork and a session of its own, so that whoever kills the starter's children or
 process group does not kill it), becomes the reaper of orphaned descendants, starts COMMAND in another
@@ -10,6 +10,7 @@ session, and writes `pid N` and later `exit CODE` to STATUS_FD. When COMMAND end
 reaches its end because the starter closed it or died, SIGTERM goes to COMMAND's group, after GRACE_S
 seconds SIGKILL, and then every remaining descendant is killed, whatever session it moved to. Last of all
 the N words of THEN are run, where N is not 0: what is no descendant (a container) is ended by a command.
+Of a log on standard output that grows beyond LOG_BYTES the middle is cut out, so that no disk is filled.
 docs/adr/0003-watchdog.md has what was measured with simpler means.
 """
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 _POLL_S = 0.05
+_KILLED_FIRST = "1000"  # <linux/oom.h>: where memory is short, the kernel takes the engine, not Ray
 _THEN_TRIES, _THEN_LIMIT_S = 3, 60.0  # a daemon that is busy or restarting may refuse once
 
 
@@ -93,7 +95,21 @@ def _run_then(then: list[str]) -> None:
                 return
 
 
-def main(grace_s: float, status_fd: int, then: list[str], argv: list[str]) -> None:
+def _cut(start: int, most: int) -> None:
+    """Leaves a quarter of `most` at each end of the log, which this run began at `start`.
+
+    A line or two that come at this very moment are lost.
+    """
+    size = os.fstat(1).st_size
+    if size - start <= most:
+        return
+    kept = most // 4
+    end = os.pread(1, kept, size - kept)
+    os.ftruncate(1, start + kept)
+    os.write(1, f"\n[{size - start - 2 * kept} bytes of log were cut out here]\n".encode() + end)
+
+
+def main(grace_s: float, status_fd: int, log_bytes: int, then: list[str], argv: list[str]) -> None:
     """Detaches, runs `argv`, waits for its end or for the end of standard input, runs `then`."""
     if os.fork():
         os._exit(0)
@@ -106,12 +122,15 @@ def main(grace_s: float, status_fd: int, then: list[str], argv: list[str]) -> No
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(_KILLED_FIRST)
 
     def say(text: str) -> None:
         with contextlib.suppress(OSError):  # the starter may be gone
             os.write(status_fd, f"{text}\n".encode())
 
     os.set_inheritable(status_fd, False)
+    log_start = os.fstat(1).st_size
     try:
         command = subprocess.Popen(
             argv,
@@ -126,7 +145,7 @@ def main(grace_s: float, status_fd: int, then: list[str], argv: list[str]) -> No
     poller = select.poll()
     poller.register(0, select.POLLIN | select.POLLHUP)
     while command.poll() is None and not poller.poll(_POLL_S * 1000):
-        pass
+        _cut(log_start, log_bytes)
     code = _end_tree(command, grace_s)
     if then:
         _run_then(then)
@@ -134,5 +153,5 @@ def main(grace_s: float, status_fd: int, then: list[str], argv: list[str]) -> No
 
 
 if __name__ == "__main__":
-    first = 4 + int(sys.argv[3])
-    main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[4:first], sys.argv[first:])
+    first = 5 + int(sys.argv[4])
+    main(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[5:first], sys.argv[first:])

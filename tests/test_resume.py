@@ -1,0 +1,92 @@
+"""A study whose driver is killed goes on where it was left: nothing is lost, nothing is measured twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import processes
+import pytest
+import ray
+
+from tuner.results import ResultStore
+from tuner.space import config_key
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+KILLS = 20
+PROGRAM = Path(__file__).with_name("killed_drivers.py")
+SEED = 20261124
+
+
+def document(marker: str, **optimization: Any) -> dict[str, Any]:
+    return {
+        "task_name": "killed",
+        "model": {"id_or_path": "llama-3.1-8b-instruct"},
+        "parameters": {
+            "tp-size": [1, 2, 4],
+            "schedule-policy": ["lpm", "fcfs"],
+            "chunked-prefill-size": [512, 1024, 2048, 4096, 8192],
+            "mem-fraction-static": [0.1, 0.7, 0.8],
+        },
+        "optimization": {
+            "max_iterations": 24,
+            "confirm": 2,
+            "convergence": {"least_gain": None},
+            **optimization,
+        },
+        "benchmark": {
+            "model_name": marker,
+            "traffic_scenarios": ["D(64,16)"],
+            "num_concurrency": [1, 2],
+            "max_requests_per_iteration": 10,
+        },
+    }
+
+
+def run_killed(task: Path, results: Path, kills: int) -> list[dict[str, Any]]:
+    """The study of `task` with as many kills of its driver; what was on disk after each."""
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, str(PROGRAM), str(task), str(results), str(kills), str(SEED)]
+    ended = subprocess.run(
+        command,
+        env={**os.environ, "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.timeout(1200)
+def test_a_driver_that_is_killed_at_any_moment_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    marker = f"served-{uuid4().hex}"
+    task = tmp_path / "task.json"
+    task.write_text(json.dumps(document(marker)))
+    moments = run_killed(task, tmp_path, KILLS)
+    assert len(moments) == KILLS
+    assert all(moment["killed"] for moment in moments), "the study must outlast the kills"
+    before: dict[str, str] = {}
+    for moment in moments:
+        assert before.items() <= moment["rows"].items(), "a row that was written stays as it is"
+        before = moment["rows"]
+    results = ResultStore(tmp_path, "s").read()
+    assert results.skipped == ()
+    trials = results.trials
+    assert Counter(trials["kind"]) == {"baseline": 1, "search": 23, "confirm": 6}
+    searched = [config_key(config) for config in trials["config"][trials["kind"] == "search"]]
+    assert len(set(searched)) == 23
+    repeated = Counter(config_key(config) for config in trials["config"][trials["kind"] == "confirm"])
+    assert set(repeated.values()) == {2}
+    assert len(set(trials["trial"])) == len(trials)
+    assert processes.gone(marker)
+    hidden = [path for path in Path(tmp_path, "s").rglob(".*") if path.name != ".lock"]
+    assert not hidden, "what was half written is gone"
