@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,3 +276,12 @@ def test_a_trial_that_is_left_in_the_middle_of_a_level_ends_at_once(tmp_path: Pa
     assert processes.with_marker(task.served_model_name)
     reports.close()  # type: ignore[attr-defined]
     assert not processes.with_marker(task.served_model_name)
+
+
+def test_a_clock_that_jumps_breaks_no_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = itertools.cycle([0.0, 86_400.0, -86_400.0, 1e8])
+    monkeypatch.setattr(time, "time", lambda: 1e9 + next(jumps))
+    last = run(task_with(optimization={"timeout_per_iteration": 60}), tmp_path)[-1]
+    assert last.failure is None and last.finished == 2
+    assert last.step is not None and 0 < last.step.metrics.duration_s < 60
+    assert last.start_s is not None and 0 < last.start_s < 60

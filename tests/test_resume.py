@@ -15,6 +15,7 @@ import processes
 import pytest
 import ray
 
+from tuner.cli import main
 from tuner.results import ResultStore
 from tuner.space import config_key
 
@@ -90,3 +91,37 @@ def test_a_driver_that_is_killed_at_any_moment_loses_and_repeats_nothing(tmp_pat
     assert processes.gone(marker)
     hidden = [path for path in Path(tmp_path, "s").rglob(".*") if path.name != ".lock"]
     assert not hidden, "what was half written is gone"
+
+
+def test_a_study_that_is_complete_stays_as_it_is_and_more_trials_can_be_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "task.json"
+    small = document("served", max_iterations=3, confirm=0)
+    task.write_text(json.dumps(small))
+    results = ["--results", str(tmp_path)]
+
+    def tuner(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, *results])
+        return int(ended.value.code or 0)
+
+    assert tuner("run", str(task), "--study", "s", "--seed", "5") == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "s").glob("*/*.parquet")}
+    assert len(files) == 9
+    assert tuner("run", str(task), "--resume") == 0, "the study is found by its task's name"
+    assert {path: path.read_bytes() for path in (tmp_path / "s").glob("*/*.parquet")} == files
+
+    task.write_text(json.dumps(document("served", max_iterations=5, confirm=0)))
+    assert tuner("run", str(task), "--resume") == 2
+    assert "optimization.max_iterations: 3 -> 5" in capsys.readouterr().err
+    assert tuner("resume", "s", "--task", str(task), "--adopt") == 0
+    found = ResultStore(tmp_path, "s").read()
+    assert list(found.trials["trial"]) == list(range(5))
+    assert {path: path.read_bytes() for path in files} == files
+    assert found.about["task"]["optimization"]["max_iterations"] == 5
+    assert len(found.about["resumed_at"]) == 2
+
+    assert tuner("resume", "no-such-study") == 2
+    assert "no study 'no-such-study'" in capsys.readouterr().err
+    assert tuner("run", str(task), "--adopt") == 2

@@ -91,4 +91,5 @@ def nodes() -> list[Node]:
 
 def _node(each: dict[str, Any]) -> Node:
     has = each["Resources"]
-    return Node(each["NodeID"], each["NodeName"], has.get("GPU", 0.0), has.get("CPU", 0.0))
+    name = f"{each['NodeName']} ({each['NodeID'][:8]})"
+    return Node(each["NodeID"], name, has.get("GPU", 0.0), has.get("CPU", 0.0))

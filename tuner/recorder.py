@@ -203,13 +203,12 @@ class Recorder(tune.Callback):
         self._gives_up(trial, failure)
         levels, config = len(self._task.levels(0)), trial.config
         score, *others = scores(self._task, [step.metrics for step in steps], failure)
-        began = trial.run_metadata.start_time or time.time()
         unplaced = TrialInfo(
             number=config["number"],
             kind=config["kind"],
             config=config["flags"],
             gpu_ids=[],
-            started_at=datetime.fromtimestamp(began, UTC),
+            started_at=seen.started_at,
             duration_s=0.0,
             node="",
             log_path="",
@@ -217,7 +216,7 @@ class Recorder(tune.Callback):
         )
         ended = replace(
             seen.info or unplaced,
-            duration_s=max(0.0, time.time() - began),
+            duration_s=time.monotonic() - seen.began,
             curve=seen.curve,
             lost=self._lost.pop(config["number"], ()),
         )
@@ -308,6 +307,8 @@ class Recorder(tune.Callback):
 class _Seen:
     """What an attempt at a trial has shown so far."""
 
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: float = field(default_factory=time.monotonic)
     info: TrialInfo | None = None
     report: Report | None = None
     duration_s: float = 0.0

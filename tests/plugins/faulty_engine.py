@@ -12,14 +12,18 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import hostile_engine
 
+from tuner.engines.base import RunningEngine
 from tuner.engines.simulator.adapter import SimulatorEngine
+from tuner.failures import Cause, Failure, Stage, TrialFailed
+
+BAD_NODE = "FAULTY_ENGINE_BAD_NODE"  # in the environment of a node whose GPUs are broken
 
 _FLOOD = b"the engine is quite well, and says so again and again\n" * 20_000
 _FLOODS = 100  # of a megabyte
@@ -33,6 +37,13 @@ class FaultyEngine(SimulatorEngine):
 
     def check(self, config: Mapping[str, Any]) -> None:
         super().check({flag: value for flag, value in config.items() if flag != "fault"})
+
+    @contextmanager
+    def launch(self, config: Mapping[str, Any], **how: Any) -> Iterator[RunningEngine]:
+        if os.environ.get(BAD_NODE):
+            raise TrialFailed(Failure(Stage.START, Cause.DRIVER, "CUDA error: uncorrectable ECC error"))
+        with super().launch(config, **how) as server:
+            yield server
 
 
 def main() -> NoReturn:
