@@ -33,6 +33,9 @@ _results = click.option(
     help="Where studies are kept [default: $XDG_DATA_HOME/autotuner/results].",
 )
 _engine = click.option("--engine", metavar="NAME", help="The engine, in place of the task's base_runtime.")
+_virtual = click.option(
+    "--virtual", is_flag=True, help="On the simulator in virtual time: seconds in place of minutes."
+)
 _task = click.argument("task_path", metavar="TASK", type=click.Path(path_type=Path))
 _study = click.argument("study", required=False)
 
@@ -53,6 +56,7 @@ def cli() -> None:
     epilog=_examples(
         "tuner run configs/quickstart.json\n"
         "tuner run task.json --engine simulator --num-gpus 8 --seed 1\n"
+        "tuner run task.json --virtual\n"
         "RAY_ADDRESS=auto tuner run task.yaml --results s3://bucket/studies"
     )
 )
@@ -65,6 +69,7 @@ def cli() -> None:
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="In place of the task's seed.")
 @click.option("--warm-start", multiple=True, metavar="STUDY", help="Learn from an earlier study; repeatable.")
 @click.option("--prior", type=click.Choice(["simulator"]), help="Begin where the simulator would.")
+@_virtual
 def run(
     task_path: Path,
     engine: str | None,
@@ -75,6 +80,7 @@ def run(
     seed: int | None,
     warm_start: tuple[str, ...],
     prior: Literal["simulator"] | None,
+    virtual: bool,
 ) -> None:
     """Searches the space of TASK and reports the best configuration.
 
@@ -98,6 +104,7 @@ def run(
             seed=seed,
             warm_start=warm_start,
             prior=prior,
+            virtual=virtual,
             source=str(task_path),
             watch=watching.show,
         )
@@ -133,20 +140,22 @@ def check(task_path: Path, engine: str | None) -> None:
 @_task
 @_engine
 @click.option("--set", "flags", multiple=True, metavar="FLAG=VALUE", help="A flag of the engine; repeatable.")
+@_virtual
 @click.option("--json", "as_json", is_flag=True, help="Print the trial's row as JSON instead.")
-def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: bool) -> None:
+def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: bool, as_json: bool) -> None:
     """Runs one configuration of TASK in the foreground, without Ray; exit code 4 where it fails."""
-    from tuner.engines import make_engine
     from tuner.evaluate import evaluate
     from tuner.live import report_line
-    from tuner.load import LOAD_GENERATORS
     from tuner.report.words import engine_text
+    from tuner.rig import rig
     from tuner.rows import TrialInfo, this_node, trial_row
     from tuner.task import load_task
 
     task = load_task(task_path)
     config = dict(_flag_value(flag) for flag in flags)
-    adapter = make_engine(task, engine)
+    seed = task.optimization.seed or 0
+    measured_by = rig(task, engine, virtual=virtual, seed=seed)
+    adapter = measured_by.engine
     version = adapter.version()
     began, clock = datetime.now(UTC), time.monotonic()
     log_path = data_home() / "logs" / f"trial-{began:%Y%m%d-%H%M%S-%f}.log"
@@ -157,8 +166,9 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
         task,
         config,
         engine=adapter,
-        load=LOAD_GENERATORS[task.benchmark.tool],
-        seed=task.optimization.seed or 0,
+        load=measured_by.load,
+        clock=measured_by.clock,
+        seed=seed,
         gpu_ids=[],
         log_path=log_path,
     )

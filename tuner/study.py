@@ -20,13 +20,13 @@ from ray import tune
 from tuner import __version__
 from tuner.analysis import summary
 from tuner.cluster import Resources, cluster
-from tuner.engines import make_engine
 from tuner.engines.base import Engine
 from tuner.errors import NotEnoughGpus, UsageError
 from tuner.experience import experience
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
+from tuner.rig import Rig, rig
 from tuner.search import METRIC, MODE, Config, LosingTrials, StudySearcher, make_searcher
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
@@ -72,6 +72,7 @@ def run_study(
     seed: int | None = None,
     warm_start: Sequence[str] = (),
     prior: Literal["simulator"] | None = None,
+    virtual: bool = False,
     source: str = "",
     watch: Callable[[StudyProgress], None] | None = None,
 ) -> StudyOutcome:
@@ -80,11 +81,13 @@ def run_study(
     `engine` replaces the task's `base_runtime`, `seed` its seed. `num_gpus` are the GPUs, real or
     logical, of the local Ray cluster that is started where RAY_ADDRESS names none. `results` is a folder
     or a URI, `study` a new study's name in it. `warm_start` names earlier studies there to learn from;
-    the simulator's predictions are another `prior`. `watch` is called whenever a trial starts or ends.
+    the simulator's predictions are another `prior`. A `virtual` study runs on the simulator in virtual time,
+    in seconds. `watch` is called whenever a trial starts or ends.
     Raises a UsageError before anything is started; Ctrl-C and SIGTERM end the study early, with
     everything that was finished kept.
     """
-    adapter = make_engine(task, engine)
+    measured_by = rig(task, engine, virtual=virtual)
+    adapter = measured_by.engine
     name = _study_name(task, study)
     if seed is None:
         seed = secrets.randbelow(2**31) if task.optimization.seed is None else task.optimization.seed
@@ -99,9 +102,9 @@ def run_study(
     with _interrupts_kept(), cluster(num_gpus, local_gpus=local_gpus) as resources:
         least = _require_gpus(task, adapter, resources)
         at_once = max_concurrent or _trials_at_once(resources, least)
-        context = TrialContext(name, task, adapter.name, seed, resources.largest_node_cpus)
+        context = TrialContext(name, task, adapter.name, seed, resources.largest_node_cpus, virtual)
         searcher = make_searcher(task, seed=seed, known=known, **_limits(adapter, resources, least))
-        store.create(_about(task, adapter, name, seed, version, source, searcher))
+        store.create(_about(task, measured_by, name, seed, version, source, searcher))
         recorder = Recorder(store, task, adapter, lambda: searcher.planned, watch)
         searcher.guard(lambda config: _refusal(adapter, config, resources), recorder.refused)
         with _study_log(log_path), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -174,7 +177,7 @@ def _new_store(root: str | Path, name: str, *, wanted: bool) -> ResultStore:
 
 
 def _about(
-    task: Task, engine: Engine, study: str, seed: int, version: str, source: str, searcher: StudySearcher
+    task: Task, measured_by: Rig, study: str, seed: int, version: str, source: str, searcher: StudySearcher
 ) -> dict[str, Any]:
     size = task.space.size
     return {
@@ -183,9 +186,10 @@ def _about(
         "study": study,
         "task": task.model_dump(mode="json", exclude_unset=True),
         "source": source,
-        "engine": engine.name,
+        "engine": measured_by.engine.name,
         "engine_version": version,
-        "simulated": engine.simulated,
+        "simulated": measured_by.engine.simulated,
+        "virtual": measured_by.virtual,
         "seed": seed,
         "started_at": datetime.now(UTC).isoformat(),
         "planned_trials": searcher.budget,
