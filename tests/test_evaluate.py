@@ -17,7 +17,7 @@ import processes
 import pytest
 
 from tuner.engines import make_engine
-from tuner.evaluate import Report, evaluate, measure
+from tuner.evaluate import Limit, Report, evaluate, measure
 from tuner.failures import Cause, Stage
 from tuner.load import LOAD_GENERATORS
 from tuner.load.base import Glance, LoadResult, Target
@@ -62,6 +62,9 @@ def run(
             glances=glances,
         )
     )
+
+
+NO_LIMIT = Limit(lambda: 0.0, math.inf)
 
 
 class ScriptedLoad:
@@ -223,7 +226,7 @@ def test_the_cache_is_flushed_between_levels_unless_it_is_to_stay_warm(tmp_path:
     with engine.launch({}, gpu_ids=[], log_path=tmp_path / "log", timeout_s=30) as server:
         server.flush_cache = lambda: flushed.append("yes")  # type: ignore[method-assign]
         for level in task.levels(0):
-            measure(task, level, server, ScriptedLoad(lambda _: [GOOD]), gpus=1, deadline=math.inf)
+            measure(task, level, server, ScriptedLoad(lambda _: [GOOD]), gpus=1, limit=NO_LIMIT)
     assert len(flushed) == (0 if keep else 2)
 
 

@@ -21,6 +21,8 @@ import processes
 import pytest
 
 from tuner import registry, run_study
+from tuner.errors import InfrastructureLost
+from tuner.results import ResultStore
 from tuner.task import Task, make_task
 
 PLUGINS = Path(__file__).parent / "plugins"

@@ -34,6 +34,9 @@ _results = click.option(
     help="Where studies are kept [default: $XDG_DATA_HOME/autotuner/results].",
 )
 _engine = click.option("--engine", metavar="NAME", help="The engine, in place of the task's base_runtime.")
+_virtual = click.option(
+    "--virtual", is_flag=True, help="On the simulator in virtual time: seconds in place of minutes."
+)
 _task = click.argument("task_path", metavar="TASK", type=click.Path(path_type=Path))
 _study = click.argument("study", required=False)
 _num_gpus = click.option(
@@ -61,6 +64,7 @@ def cli() -> None:
         "tuner run configs/quickstart.json\n"
         "tuner run task.json --engine simulator --num-gpus 8 --seed 1\n"
         "tuner run task.json --resume                     (goes on where it was left)\n"
+        "tuner run task.json --virtual\n"
         "RAY_ADDRESS=auto tuner run task.yaml --results s3://bucket/studies"
     )
 )
@@ -77,6 +81,7 @@ def cli() -> None:
     "--resume", is_flag=True, help="Go on with this task's newest study (or --study), if there is one."
 )
 @click.option("--adopt", is_flag=True, help="With --resume: although the task has changed since.")
+@_virtual
 def run(
     task_path: Path,
     engine: str | None,
@@ -89,6 +94,7 @@ def run(
     prior: Literal["simulator"] | None,
     resume: bool,
     adopt: bool,
+    virtual: bool,
 ) -> None:
     """Searches the space of TASK and reports the best configuration.
 
@@ -112,6 +118,7 @@ def run(
         prior=prior,
         resume=resume,
         adopt=adopt,
+        virtual=virtual,
         source=str(task_path),
     )
 
@@ -158,6 +165,7 @@ def resume(
     _run(
         task,
         engine=about.get("engine"),
+        virtual=bool(about.get("virtual")),
         num_gpus=num_gpus,
         results=results,
         study=store.study,
@@ -206,20 +214,22 @@ def check(task_path: Path, engine: str | None) -> None:
 @_task
 @_engine
 @click.option("--set", "flags", multiple=True, metavar="FLAG=VALUE", help="A flag of the engine; repeatable.")
+@_virtual
 @click.option("--json", "as_json", is_flag=True, help="Print the trial's row as JSON instead.")
-def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: bool) -> None:
+def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: bool, as_json: bool) -> None:
     """Runs one configuration of TASK in the foreground, without Ray; exit code 4 where it fails."""
-    from tuner.engines import make_engine
     from tuner.evaluate import evaluate
     from tuner.live import report_line
-    from tuner.load import LOAD_GENERATORS
     from tuner.report.words import engine_text
+    from tuner.rig import rig
     from tuner.rows import TrialInfo, this_node, trial_row
     from tuner.task import load_task
 
     task = load_task(task_path)
     config = dict(_flag_value(flag) for flag in flags)
-    adapter = make_engine(task, engine)
+    seed = task.optimization.seed or 0
+    measured_by = rig(task, engine, virtual=virtual, seed=seed)
+    adapter = measured_by.engine
     version = adapter.version()
     began, clock = datetime.now(UTC), time.monotonic()
     log_path = data_home() / "logs" / f"trial-{began:%Y%m%d-%H%M%S-%f}.log"
@@ -230,8 +240,9 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], as_json: 
         task,
         config,
         engine=adapter,
-        load=LOAD_GENERATORS[task.benchmark.tool],
-        seed=task.optimization.seed or 0,
+        load=measured_by.load,
+        clock=measured_by.clock,
+        seed=seed,
         gpu_ids=[],
         log_path=log_path,
     )

@@ -32,6 +32,21 @@ LEAST_REQUESTS = 20  # that have ended, before a load level that goes on is judg
 _EXIT_SEEN_S = 2.0  # a broken connection is noticed before the exit code of the process behind it
 
 
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When a trial has to be over, by a clock of its own."""
+
+    clock: Clock
+    at_s: float
+
+    @property
+    def left_s(self) -> float:
+        return self.at_s - self.clock()
+
+
 @dataclass(frozen=True)
 class Step:
     """One finished load level."""
@@ -88,13 +103,15 @@ def evaluate(
     gpu_ids: Sequence[str],
     log_path: Path,
     glances: bool = False,
+    clock: Clock = time.monotonic,
 ) -> Iterator[Report]:
     """Yields a report after every load level; the last one has `done`, with or without a failure.
 
     With `glances` there are reports within load levels too, once enough requests have ended. The engine
-    lives exactly as long as the generator needs it: closing the generator ends it.
+    lives exactly as long as the generator needs it: closing the generator ends it. `clock` counts the
+    seconds of the trial's time limit.
     """
-    deadline = time.monotonic() + task.optimization.timeout_per_iteration
+    limit = Limit(clock, clock() + task.optimization.timeout_per_iteration)
     levels = levels_of(task, seed)
     report = Report(levels.most, 0, scores(task, [], _NOTHING)[0], done=False)
     try:
@@ -115,7 +132,7 @@ def evaluate(
                         server,
                         load,
                         gpus=per,
-                        deadline=deadline,
+                        limit=limit,
                         glances=glances,
                     )
                     level = levels.next()
@@ -148,13 +165,13 @@ def _step(
     load: LoadGenerator,
     *,
     gpus: int,
-    deadline: float,
+    limit: Limit,
     glances: bool,
 ) -> Generator[Report, None, Step | None]:
     """Measures `level` and tells `levels`; None where it is an answer that the server refuses that much."""
     try:
         step = yield from _measured(
-            report, task, level, server, load, gpus=gpus, deadline=deadline, glances=glances
+            report, task, level, server, load, gpus=gpus, limit=limit, glances=glances
         )
     except TrialFailed as failed:
         refused = failed.failure.cause is Cause.REQUEST_ERRORS and levels.searches
@@ -187,20 +204,18 @@ def _measured(
     load: LoadGenerator,
     *,
     gpus: int,
-    deadline: float,
+    limit: Limit,
     glances: bool,
 ) -> Generator[Report, None, Step]:
     """`measure` with a report for each glance; the load goes on meanwhile, and ends when this is closed."""
     if not glances:
-        return measure(task, level, server, load, gpus=gpus, deadline=deadline)
+        return measure(task, level, server, load, gpus=gpus, limit=limit)
     seen: SimpleQueue[Glance | None] = SimpleQueue()
     left = Event()
 
     def run() -> Step:
         try:
-            return measure(
-                task, level, server, load, gpus=gpus, deadline=deadline, seen=seen.put, left=left.is_set
-            )
+            return measure(task, level, server, load, gpus=gpus, limit=limit, seen=seen.put, left=left.is_set)
         finally:
             seen.put(None)
 
@@ -246,7 +261,7 @@ def measure(
     load: LoadGenerator,
     *,
     gpus: int,
-    deadline: float,
+    limit: Limit,
     seen: Callable[[Glance], None] | None = None,
     left: Callable[[], bool] = lambda: False,
 ) -> Step:
@@ -258,8 +273,7 @@ def measure(
         server.flush_cache()
     params, tokenizer = task.benchmark.additional_params, task.benchmark.model_tokenizer
     target = Target(server.base_url, server.model, params, tokenizer or task.model.id_or_path)
-    remaining_s = deadline - time.monotonic()
-    if remaining_s <= 0:
+    if (remaining_s := limit.left_s) <= 0:
         raise _out_of_time(task)
     stall_s = task.engine.hang_timeout
     with watched(server.base_url) as telemetry:
@@ -287,7 +301,7 @@ def measure(
         raise TrialFailed(Failure(Stage.LOAD, Cause.HANG, detail))
     sent = metrics.requests_ok + metrics.requests_failed
     if not metrics.requests_ok or metrics.requests_failed > task.benchmark.max_error_rate * sent:
-        if time.monotonic() >= deadline:
+        if limit.left_s <= 0:
             raise _out_of_time(task)
         raise TrialFailed(_request_failure(metrics))
     kept = replace(result, warmup=(), gaps_s=())  # all that is wanted of these is known

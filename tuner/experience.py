@@ -18,9 +18,9 @@ import pandas as pd
 from tuner.analysis import objective_of
 from tuner.engines import gpus
 from tuner.engines.base import Engine
-from tuner.engines.simulator.predict import predict
 from tuner.errors import UsageError
 from tuner.failures import Cause
+from tuner.predict import predict
 from tuner.results import ResultStore, StudyResults
 from tuner.space import SearchSpace, Value
 from tuner.task import Task, make_task

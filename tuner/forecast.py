@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.engines.simulator.flags import effect_of
-from tuner.engines.simulator.predict import Prediction, predict_all
 from tuner.errors import UsageError
 from tuner.experience import some_of
+from tuner.predict import Prediction, predict_all
 from tuner.report.words import config_text, digits, percent
+from tuner.rig import SIMULATED_FLAGS
 from tuner.task import Task
 
 
@@ -54,7 +55,7 @@ class Forecast:
 
 def forecast(task: Task, *, gpu: str | None, top: int, seed: int) -> Forecast:
     """The `top` best of the space, on `gpu` in place of the task's; UsageError where it cannot be told."""
-    if task.base_runtime not in ("simulator", "sglang"):
+    if task.base_runtime not in SIMULATED_FLAGS:
         raise UsageError(f"predict knows SGLang's flags, not those of {task.base_runtime}")
     if gpu is not None:
         args = {**task.engine.args, "gpu": gpu}

@@ -94,16 +94,19 @@ class Setup:
     max_concurrent: int | None = None
     warm_start: tuple[str, ...] = ()
     prior: str | None = None
+    virtual: bool = False
 
     def going_on(self, about: Mapping[str, Any]) -> Setup:
         """That of a study that goes on. UsageError where another beginning is asked for than it had."""
         _require_as_begun("--warm-start", self.warm_start, tuple(about.get("warm_start") or ()))
         _require_as_begun("--prior", self.prior, about.get("prior"))
+        _require_as_begun("--virtual", self.virtual or None, bool(about.get("virtual")) or None)
         return Setup(
             self.num_gpus or about.get("num_gpus"),
             self.max_concurrent or about.get("max_concurrent"),
             tuple(about.get("warm_start") or ()),
             about.get("prior"),
+            bool(about.get("virtual")),
         )
 
 

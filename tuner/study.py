@@ -20,13 +20,13 @@ from tuner import __version__
 from tuner.analysis import summary
 from tuner.capacity import capacity_for, refusal
 from tuner.cluster import cluster, nodes
-from tuner.engines import make_engine
 from tuner.engines.base import Engine
 from tuner.errors import UsageError
 from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
+from tuner.rig import rig
 from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
@@ -73,6 +73,7 @@ def run_study(
     prior: Literal["simulator"] | None = None,
     resume: bool = False,
     adopt: bool = False,
+    virtual: bool = False,
     source: str = "",
     watch: Callable[[StudyProgress], None] | None = None,
 ) -> StudyOutcome:
@@ -81,7 +82,8 @@ def run_study(
     `engine` replaces the task's `base_runtime`, `seed` its seed. `num_gpus` are the GPUs, real or
     logical, of the local Ray cluster that is started where RAY_ADDRESS names none. `results` is a folder
     or a URI, `study` a new study's name in it. `warm_start` names earlier studies there to learn from;
-    the simulator's predictions are another `prior`. `watch` is called whenever a trial starts or ends.
+    the simulator's predictions are another `prior`. A `virtual` study runs on the simulator in virtual time,
+    in seconds. `watch` is called whenever a trial starts or ends.
 
     `resume` goes on with `study`, or else with the newest study of a task of this name, and begins one where
     there is none: what was measured is kept and not measured again. If the task has changed since, that is a
@@ -90,9 +92,9 @@ def run_study(
     Raises a UsageError before anything is started; Ctrl-C and SIGTERM end the study early, with
     everything that was finished kept.
     """
-    adapter = make_engine(task, engine)
+    adapter = rig(task, engine, virtual=virtual).engine
     version = adapter.version()
-    setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior)
+    setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual)
     root = str(results or default_root())
     wanted = study or (newest_of(task, root) if resume else None)
     store = ResultStore(root, _study_name(task, wanted))
@@ -116,7 +118,8 @@ def run_study(
             recorder = Recorder(store, task, adapter, capacity, lambda: searcher.planned, watch, past)
             most_gpus = max(node.gpus for node in nodes())
             searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
-            context = TrialContext(store.study, task, adapter.name, seed, capacity.largest_cpus)
+            most_cpus = capacity.largest_cpus
+            context = TrialContext(store.study, task, adapter.name, seed, most_cpus, setup.virtual)
             at_once = setup.max_concurrent or capacity.at_once(fewest)
             with _study_log(store.study) as log_path:
                 interrupted = _searched(context, searcher, recorder, store, at_once)

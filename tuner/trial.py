@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import ray
 from ray import tune
 
-from tuner.engines import make_engine
 from tuner.evaluate import Report, evaluate
-from tuner.load import LOAD_GENERATORS
 from tuner.objective import FAILED_TIER as UNKNOWN
 from tuner.results import data_home
+from tuner.rig import Rig, rig
 from tuner.rows import TrialInfo, this_node
 from tuner.search import ELAPSED, PLACED, SHARE, metric_names
 from tuner.task import Task
@@ -35,6 +35,11 @@ class TrialContext:
     engine: str
     seed: int
     node_cpus: float
+    virtual: bool = False
+
+    def rig(self, number: int) -> Rig:
+        """What measures trial `number`; in virtual time its noise is its own, and the same every time."""
+        return rig(self.task, self.engine, virtual=self.virtual, seed=crc32(f"{self.seed} {number}".encode()))
 
 
 def engine_log(study: str, number: int) -> Path:
@@ -69,11 +74,13 @@ class EngineTrial(tune.Trainable):
         )
         self._placed = False
         self._began = time.monotonic()
+        measured_by = context.rig(config["number"])
         self._reports: Iterator[Report] = evaluate(
             context.task,
             config["flags"],
-            engine=make_engine(context.task, context.engine),
-            load=LOAD_GENERATORS[context.task.benchmark.tool],
+            engine=measured_by.engine,
+            load=measured_by.load,
+            clock=measured_by.clock,
             seed=context.seed,
             gpu_ids=self._info.gpu_ids,
             log_path=Path(self._info.log_path),
@@ -119,8 +126,9 @@ def trainable(context: TrialContext) -> Any:
     """The trainable with its study's context and the resources of each configuration."""
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        engine, flags = make_engine(context.task, context.engine), config["flags"]
-        held = {"CPU": min(engine.cpus(flags), context.node_cpus), "GPU": engine.gpus(flags)}
+        engine, flags = context.rig(config["number"]).engine, config["flags"]
+        gpus = 0 if context.virtual else engine.gpus(flags)  # so that one actor takes every trial
+        held = {"CPU": min(engine.cpus(flags), context.node_cpus), "GPU": gpus}
         elsewhere = {"ray.io/node-id": f"!in({','.join(avoid)})"} if (avoid := config["avoid"]) else {}
         return tune.PlacementGroupFactory([held], strategy="STRICT_PACK", bundle_label_selector=[elsewhere])
 

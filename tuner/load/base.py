@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tuner.metrics import RequestRecord
+from tuner.prompts import Prompt
 from tuner.workload import LoadLevel
 
 
@@ -22,6 +24,21 @@ class Target:
     model: str
     extra_params: Mapping[str, Any]
     tokenizer: str = ""
+
+
+def completion_call(target: Target, prompt: Prompt) -> tuple[bytes, int]:
+    """The body of a streamed /v1/completions call for `prompt`, and how many tokens it asks for."""
+    body = {
+        "model": target.model,
+        "prompt": prompt.text,
+        "max_tokens": prompt.output_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "ignore_eos": True,
+        **target.extra_params,
+    }
+    asked = body["max_tokens"]
+    return json.dumps(body).encode(), asked if isinstance(asked, int) else prompt.output_tokens
 
 
 @dataclass(frozen=True)

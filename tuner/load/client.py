@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import math
 from array import array
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from time import perf_counter, thread_time
 
 import numpy as np
 
-from tuner.load.base import GLANCES, Glance, LoadResult, Target
+from tuner.load.base import GLANCES, Glance, LoadResult, Target, completion_call
 from tuner.load.http import Address, Connection, Exchange, open_connection
 from tuner.load.phase import Phase
 from tuner.metrics import RequestError
@@ -80,19 +79,8 @@ class Requests:
         return self._prepared[number] if number < len(self._prepared) else self._make(number)
 
     def _make(self, number: int) -> tuple[bytes, int]:
-        prompt = self._prompts[number]
-        body = {
-            "model": self._target.model,
-            "prompt": prompt.text,
-            "max_tokens": prompt.output_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "ignore_eos": True,
-            **self._target.extra_params,
-        }
-        asked = body["max_tokens"]
-        tokens = asked if isinstance(asked, int) else prompt.output_tokens
-        return self.address.post("/v1/completions", json.dumps(body).encode()), tokens
+        body, tokens = completion_call(self._target, self._prompts[number])
+        return self.address.post("/v1/completions", body), tokens
 
 
 class _Run:

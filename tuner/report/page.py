@@ -66,8 +66,8 @@ def html(results: StudyResults, launch: str | None) -> str:
 
 
 def _head(results: StudyResults, title: str) -> Iterator[str]:
-    if results.about.get("simulated"):
-        yield f'<p class="simulated">{words.SIMULATED}</p>'
+    if simulated := words.simulated_sentence(results):
+        yield f'<p class="simulated">{simulated}</p>'
     yield f"<h1>{title}</h1>"
     if description := results.about["task"].get("description"):
         yield f"<p>{escape(description)}</p>"

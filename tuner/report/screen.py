@@ -35,8 +35,8 @@ def terminal(results: StudyResults, launch: str | None) -> RenderableType:
 
 
 def _title(results: StudyResults) -> Iterator[RenderableType]:
-    if results.about.get("simulated"):
-        yield Text(words.SIMULATED, style="bold yellow")
+    if simulated := words.simulated_sentence(results):
+        yield Text(simulated, style="bold yellow")
     yield Text.assemble((str(results.about["study"]), "bold"), f": {words.subject(results)}")
     if limited := words.client_limit_sentence(results):
         yield Text(limited, style="yellow")

@@ -27,6 +27,10 @@ from tuner.objective import Objective
 from tuner.results import StudyResults
 
 SIMULATED = "SIMULATED: these numbers come from a model of the engine. No GPU was measured."
+VIRTUAL = (
+    "SIMULATED in virtual time: these numbers come from a model of the engine. No GPU was measured, and no "
+    "server was asked."
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,13 @@ def load_text(row: Mapping[str, Any]) -> str:
     if pd.isna(row["request_rate"]):
         return f"{row['concurrency']:.0f} at a time"
     return f"{row['request_rate']:g} requests/s"
+
+
+def simulated_sentence(results: StudyResults) -> str:
+    """That nothing real was measured; empty where something was."""
+    if results.about.get("virtual"):
+        return VIRTUAL
+    return SIMULATED if results.about.get("simulated") else ""
 
 
 def engine_text(name: str, version: str | None) -> str:

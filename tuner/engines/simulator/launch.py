@@ -1,5 +1,7 @@
 """Starts the server, or fails to, with the log lines and the exit codes of SGLang.
 
+`prepare` is all of a start but the port; a server in virtual time needs no more.
+
 A bad flag ends with exit code 2, a model that is not found with 1. What SGLang meets in its scheduler process
 (memory, shapes, a port that is taken) it reports as a signal from a child and dies by SIGKILL; so does this.
 """
@@ -11,7 +13,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -24,36 +26,37 @@ from tuner.engines.simulator.scheduler import Scheduler
 
 log = logging.getLogger("simulator")
 
+KILLED = "Received sigquit from a child process. It usually means the child failed."
+
+Say = Callable[[str], None]
+
+
+class FailedStart(Exception):
+    """The server did not start; the message is what its log says last.
+
+    `code` is the exit code of the process: positive, or −9 where SGLang would die by a signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
 
 def main(argv: Sequence[str]) -> int:
     """Serves until a signal ends the process with exit code 0; returns the exit code of a failed start."""
-    args = parse_args(argv)
-    if args.random_seed is None:
-        args = replace(args, random_seed=secrets.randbelow(1 << 30))
     logging.basicConfig(
         format="[%(asctime)s SIMULATION] %(message)s", datefmt="%Y-%m-%d %H:%M:%S", level=logging.INFO
     )
-    log.info("This is a SIMULATION of SGLang on %s: no model is loaded and no GPU is used.", args.gpu)
-    log.info("server_args=%s", args)
-    for flag in args.ignored:
-        log.info("%s is accepted and has no effect in the simulation.", flag)
+    args = parse_args(argv)
+    if args.random_seed is None:
+        args = replace(args, random_seed=secrets.randbelow(1 << 30))
     try:
-        model, gpu = find_model(args.model_path), GPUS[args.gpu]
-        plan = make_plan(args, model, gpu)
-    except ModelNotFound:
-        log.error(
-            "Traceback (most recent call last):\nOSError: %s is not a local folder and is not a valid model "
-            "identifier that the simulator knows.",
-            args.model_path,
-        )
-        return 1
-    except StartFailure as failure:
-        log.error("%sTraceback (most recent call last):\n%s\n", failure.heading, failure)
-        if not failure.killed:
-            return 1
+        plan, scheduler = prepare(args, log.info)
+    except FailedStart as failed:
+        log.error("%s", failed)
+        if failed.code > 0:
+            return failed.code
         die_as_sglang_does()
-    _log_plan(args, plan, model, gpu)
-    scheduler = Scheduler(args, plan, StepCost(args, plan, model, gpu), seed=args.random_seed or 0)
 
     from tuner.engines.simulator.server import serve  # noqa: PLC0415  a failing start needs no event loop
 
@@ -65,36 +68,50 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def prepare(args: ServerArgs, say: Say) -> tuple[Plan, Scheduler]:
+    """The memory's plan and the scheduler of a server, whose log `say` is given; FailedStart."""
+    say(f"This is a SIMULATION of SGLang on {args.gpu}: no model is loaded and no GPU is used.")
+    say(f"server_args={args}")
+    for flag in args.ignored:
+        say(f"{flag} is accepted and has no effect in the simulation.")
+    try:
+        model, gpu = find_model(args.model_path), GPUS[args.gpu]
+        plan = make_plan(args, model, gpu)
+    except ModelNotFound as unknown:
+        raise FailedStart(
+            f"Traceback (most recent call last):\nOSError: {args.model_path} is not a local folder and is "
+            "not a valid model identifier that the simulator knows.",
+            1,
+        ) from unknown
+    except StartFailure as failure:
+        text = f"{failure.heading}Traceback (most recent call last):\n{failure}\n"
+        raise FailedStart(text, -signal.SIGKILL if failure.killed else 1) from failure
+    for line in _plan_lines(args, plan, model, gpu):
+        say(line)
+    return plan, Scheduler(args, plan, StepCost(args, plan, model, gpu), seed=args.random_seed or 0)
+
+
 def die_as_sglang_does() -> NoReturn:
     """Ends this process as SGLang's ends after a child has failed: by SIGKILL."""
-    log.error("Received sigquit from a child process. It usually means the child failed.")
+    log.error(KILLED)
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)
     raise SystemExit(1)
 
 
-def _log_plan(args: ServerArgs, plan: Plan, model: Model, gpu: Gpu) -> None:
+def _plan_lines(args: ServerArgs, plan: Plan, model: Model, gpu: Gpu) -> Iterator[str]:
     before = (gpu.memory_mib - CUDA_CONTEXT_MIB) / 1024
-    kv_gib = plan.kv_tokens * kv_bytes_per_token(args, model) / (1 << 30)
-    log.info(
-        "Load weight end. type=%s, avail mem=%.2f GB, mem usage=%.2f GB.",
-        model.name,
-        before - plan.weights_gib,
-        plan.weights_gib,
+    half_gib = plan.kv_tokens * kv_bytes_per_token(args, model) / (2 << 30)
+    yield (
+        f"Load weight end. type={model.name}, avail mem={before - plan.weights_gib:.2f} GB, "
+        f"mem usage={plan.weights_gib:.2f} GB."
     )
-    log.info(
-        "KV Cache is allocated. #tokens: %d, K size: %.2f GB, V size: %.2f GB",
-        plan.kv_tokens,
-        kv_gib / 2,
-        kv_gib / 2,
+    yield (
+        f"KV Cache is allocated. #tokens: {plan.kv_tokens}, K size: {half_gib:.2f} GB, "
+        f"V size: {half_gib:.2f} GB"
     )
-    log.info(
-        "max_total_num_tokens=%d, chunked_prefill_size=%s, max_prefill_tokens=%d, max_running_requests=%d, "
-        "context_len=%d, available_gpu_mem=%.2f GB",
-        plan.kv_tokens,
-        plan.chunked_prefill_size or -1,
-        args.max_prefill_tokens,
-        plan.max_running_requests,
-        plan.context_length,
-        plan.available_gib,
+    yield (
+        f"max_total_num_tokens={plan.kv_tokens}, chunked_prefill_size={plan.chunked_prefill_size or -1}, "
+        f"max_prefill_tokens={args.max_prefill_tokens}, max_running_requests={plan.max_running_requests}, "
+        f"context_len={plan.context_length}, available_gpu_mem={plan.available_gib:.2f} GB"
     )

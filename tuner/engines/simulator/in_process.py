@@ -1,0 +1,141 @@
+"""The simulator as an engine without a process: its scheduler in this one, and time that is only counted.
+
+It takes the same flags, fails with the same log lines, and answers the same bodies as the server over HTTP.
+Nothing listens and nobody waits: whoever holds the server says when its next step is to be taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from tuner import __version__
+from tuner.engines.base import Config, RunningEngine, ServerInfo
+from tuner.engines.server import HOST, diagnose
+from tuner.engines.simulator.adapter import SimulatorEngine
+from tuner.engines.simulator.calls import read_call
+from tuner.engines.simulator.flags import ServerArgs, parse_args
+from tuner.engines.simulator.launch import KILLED, FailedStart, prepare
+from tuner.engines.simulator.memory import Plan
+from tuner.engines.simulator.request import Request
+from tuner.engines.simulator.scheduler import Scheduler
+from tuner.failures import Stage, TrialFailed
+from tuner.task import Task
+
+VERSION = f"simulator-{__version__} in virtual time"
+_NO_PORT = 1  # the flag is wanted and nothing listens
+
+
+class VirtualServer:
+    """A simulated server in virtual time (a `RunningEngine`); `now_s` is its clock, in seconds."""
+
+    base_url = "virtual:"
+
+    def __init__(self, args: ServerArgs, plan: Plan, scheduler: Scheduler, model: str) -> None:
+        resolved = {**asdict(args), **{n: v for n, v in asdict(plan).items() if hasattr(args, n)}}
+        self.model = model
+        self.info = ServerInfo(
+            VERSION, plan.kv_tokens, {name.replace("_", "-"): value for name, value in resolved.items()}
+        )
+        self.start_s = 0.0
+        self.now_s = 0.0
+        self._args, self._plan, self._scheduler = args, plan, scheduler
+
+    def alive(self) -> bool:
+        """True: there is no process that could end."""
+        return True
+
+    def raise_if_failed(self) -> None:
+        """Nothing, for the same reason."""
+
+    def flush_cache(self) -> None:
+        self._scheduler.flush_cache()
+
+    def submit(self, body: bytes, at_s: float) -> Request | int:
+        """Queues a call of /v1/completions that arrives at `at_s`; the HTTP status where it is refused."""
+        most = self._args.max_queued_requests
+        if most is not None and len(self._scheduler.waiting) >= most:
+            return 503
+        try:
+            request, _, _ = read_call("/v1/completions", body, self._args, self._plan.context_length)
+            self._scheduler.add(request, at_s)
+        except ValueError:  # what the body asks for, or what fits
+            return 400
+        return request
+
+    def step(self) -> Sequence[Request] | None:
+        """Takes a step, which moves `now_s` to its end; the requests whose clients hear of it then.
+
+        None, and no time passes, where there is nothing to do.
+        """
+        step = self._scheduler.step(self.now_s)
+        if step is None:
+            return None
+        self.now_s += step.duration_s
+        every = self._args.stream_interval
+        heard = step.tokens
+        if every > 1:
+            heard = [r for r in heard if r.finish_reason is not None or r.generated % every == 1]
+        return [*heard, *step.aborted]
+
+    def abort(self, request: Request) -> None:
+        """The client has gone."""
+        self._scheduler.abort(request)
+
+
+class VirtualEngine(SimulatorEngine):
+    """The simulator in virtual time. `seed` is that of its noise, unless the task gives a random-seed.
+
+    `now_s` is the time that its servers have served for, one after the other.
+    """
+
+    def __init__(self, task: Task, seed: int = 0) -> None:
+        super().__init__(task)
+        self._seed = seed
+        self._before_s = 0.0
+        self.server: VirtualServer | None = None  # the newest
+
+    @property
+    def now_s(self) -> float:
+        return self._before_s + (self.server.now_s if self.server else 0.0)
+
+    def version(self) -> str:
+        return VERSION
+
+    @contextmanager
+    def launch(
+        self, config: Config, *, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
+    ) -> Iterator[RunningEngine]:
+        """A server that is there at once; TrialFailed (stage START) where a process would have ended."""
+        began = time.monotonic()
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("w", encoding="utf-8") as log:
+            server = self._server(config, log)
+        server.start_s = time.monotonic() - began
+        self._before_s, self.server = self.now_s, server
+        yield server
+
+    def _server(self, config: Config, log: io.TextIOBase) -> VirtualServer:
+        said = io.StringIO()
+
+        def say(line: str) -> None:
+            said.write(f"[SIMULATION, virtual time] {line}\n")
+
+        try:
+            with contextlib.redirect_stderr(said):
+                argv = ["--random-seed", str(self._seed), *self.arguments(config, HOST, _NO_PORT)]
+                args = parse_args(argv)
+            plan, scheduler = prepare(args, say)
+        except (FailedStart, SystemExit) as failed:
+            code = failed.code if isinstance(failed.code, int) else 1
+            if isinstance(failed, FailedStart):
+                say(f"{failed}" + (f"\n{KILLED}" if code < 0 else ""))
+            raise TrialFailed(diagnose(Stage.START, code, said.getvalue(), self.signs)) from failed
+        finally:
+            log.write(said.getvalue())
+        return VirtualServer(args, plan, scheduler, self.task.served_model_name)

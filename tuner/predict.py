@@ -1,0 +1,79 @@
+"""What the simulator predicts of configurations: a trial in virtual time, from check to score.
+
+Knows nothing of how predictions are shown, or of what a search makes of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.engines.base import Config
+from tuner.engines.simulator.flags import effect_of
+from tuner.engines.simulator.gpus import GPUS
+from tuner.engines.simulator.models import ModelNotFound, find_model
+from tuner.errors import UsageError
+from tuner.evaluate import evaluate
+from tuner.objective import FAILED_TIER, Score
+from tuner.rig import rig
+from tuner.task import Task
+
+_NO_NOISE = {"noise": 0}  # unless the task asks for some
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One configuration and the score predicted for it."""
+
+    config: Config
+    score: Score
+
+    @property
+    def starts(self) -> bool:
+        """Whether the simulator served it at all."""
+        return self.score.objective is not None and self.score.loss < FAILED_TIER
+
+
+def predict(task: Task, config: Config, seed: int) -> Score:
+    """The score of `config` on `task`, in some tenths of a second; a failed one where it would not start."""
+    task = _with_args(task, {**_NO_NOISE, **task.engine.args})
+    measured_by = rig(task, "simulator", virtual=True)
+    *_, last = evaluate(
+        task,
+        config,
+        engine=measured_by.engine,
+        load=measured_by.load,
+        clock=measured_by.clock,
+        seed=seed,
+        gpu_ids=[],
+        log_path=Path(os.devnull),
+    )
+    return last.score
+
+
+def predict_all(task: Task, configs: Iterable[Config], seed: int) -> list[Prediction]:
+    """The predictions for `configs`, best first; flags that the simulator does not know are left out.
+
+    UsageError where it does not know the model or the GPU.
+    """
+    try:
+        find_model(task.model.id_or_path)
+    except ModelNotFound as unknown_model:
+        raise UsageError(
+            f"the simulator does not know the model {unknown_model}; a folder with its config.json would do"
+        ) from unknown_model
+    if (gpu := task.engine.args.get("gpu", "h100")) not in GPUS:
+        raise UsageError(f"the simulator does not know the GPU {gpu}, only {', '.join(sorted(GPUS))}")
+    unknown = {flag for flag in (*task.engine.args, *task.space.domains) if effect_of(flag) is None}
+    known = _with_args(task, {flag: v for flag, v in task.engine.args.items() if flag not in unknown})
+    found = []
+    for config in configs:
+        kept = {flag: value for flag, value in config.items() if flag not in unknown}
+        found.append(Prediction(config, predict(known, kept, seed)))
+    return sorted(found, key=lambda one: one.score.loss)
+
+
+def _with_args(task: Task, args: Config) -> Task:
+    return task.model_copy(update={"engine": task.engine.model_copy(update={"args": dict(args)})})
