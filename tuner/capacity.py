@@ -31,13 +31,14 @@ class Node:
 class Capacity:
     """The capacity of the nodes that `nodes()` lists, in GPUs; in CPUs where no trial needs a GPU.
 
-    `gpus(config)` and `cpus(config)` are what a trial needs.
+    `gpus(config)` and `cpus(config)` are what a trial needs, `fewest` the least that one does.
     """
 
     gpus: Callable[[Config], int] = lambda config: 1
     cpus: Callable[[Config], int] = lambda config: 1
     nodes: Callable[[], Sequence[Node]] = lambda: (Node("", "", math.inf, math.inf),)
     counts_gpus: bool = True
+    fewest: int = 1
     left_out: dict[str, str] = field(default_factory=dict)  # by id: the name
     _lost: dict[str, int] = field(default_factory=dict)  # by id: how many in a row
 
@@ -67,10 +68,11 @@ class Capacity:
         """The CPUs of the node that has most."""
         return max((node.cpus for node in self.usable()), default=0.0)
 
-    def at_once(self, fewest: int) -> int:
+    @property
+    def at_once(self) -> int:
         """How many trials fit, of those that need the fewest GPUs; each needs a CPU for its load."""
         cpus = sum(node.cpus for node in self.usable())
-        return max(1, int(min(self.total // fewest if self.counts_gpus else cpus, cpus)))
+        return max(1, int(min(self.total // self.fewest if self.counts_gpus else cpus, cpus)))
 
     def lost(self, node: str) -> str | None:
         """A trial was lost on the node of that id; the node's name where it is left out from now on.
@@ -109,7 +111,7 @@ def capacity_for(engine: Engine, fewest: int, nodes: Callable[[], Sequence[Node]
             f"every configuration needs at least {fewest} GPU(s) on one node; the largest node has "
             f"{largest:g} (--num-gpus {fewest} gives a local cluster logical ones)"
         )
-    return Capacity(engine.gpus, engine.cpus, nodes, counts_gpus=fewest > 0)
+    return Capacity(engine.gpus, engine.cpus, nodes, counts_gpus=fewest > 0, fewest=max(1, fewest))
 
 
 def refusal(engine: Engine, config: Config, largest_gpus: float) -> Failure | None:

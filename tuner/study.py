@@ -120,7 +120,7 @@ def run_study(
             searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
             most_cpus = capacity.largest_cpus
             context = TrialContext(store.study, task, adapter.name, seed, most_cpus, setup.virtual)
-            at_once = setup.max_concurrent or capacity.at_once(fewest)
+            at_once = setup.max_concurrent or capacity.at_once
             with _study_log(store.study) as log_path:
                 interrupted = _searched(context, searcher, recorder, store, at_once)
     return StudyOutcome(store.read(), store.location, log_path, interrupted)

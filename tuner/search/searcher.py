@@ -32,6 +32,7 @@ SHARE, ELAPSED = "share", "elapsed_s"  # of a result: how much of the trial's lo
 PLACED = "placed"  # of a trial's first result, which measures nothing: the id of its node
 ATTEMPTS = 3  # at a trial that infrastructure takes away
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
+_HELD, _OVERTAKEN = 4, 8  # suggestions that wait for GPUs; how often the first of them may be overtaken
 _REFUSED_IN_A_ROW = 100  # then the engine refuses everything, and the search ends
 _DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
 _FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
@@ -114,12 +115,12 @@ class StudySearcher(Searcher):
         self._confirmations: list[Config] | None = None
         self._refused_in_a_row = 0
         self._pending: dict[str, _Pending] = {}
-        self._again: list[_Pending] = []
+        self._held: list[_Pending] = []  # suggestions that wait for GPUs
+        self._overtaken = 0  # how often in a row the first of them was
         self._given_up: set[str] = set()
-        self._asked = self._numbered = self._launched = self._repeats = 0
+        self._asked = self._numbered = self._searched = self._repeats = 0
         self._asked_in_a_row = _ASKED_IN_A_ROW
         self._repeated: Counter[str] = Counter()  # by configuration: its repeats before the study was resumed
-        self._held: _Pending | None = None
 
     @property
     def planned(self) -> int:
@@ -157,7 +158,7 @@ class StudySearcher(Searcher):
         self._losses[key] = self._final({**result, SHARE: trial.share})
         if trial.refused:
             return
-        self._launched += 1
+        self._searched += 1
         self._baseline_due &= trial.kind != "baseline"
         held = trial.gpus if self._capacity.counts_gpus else 0
         self._end.ended(self._progress(self._losses[key]), gpus=held, duration_s=trial.duration_s)
@@ -165,17 +166,12 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
-        self._held = self._held or (self._again.pop(0) if self._again else self._due())
-        if self._held is None:
-            return None if self._pending else Searcher.FINISHED
-        in_use = sum(self._capacity.needs(pending.suggestion.config) for pending in self._pending.values())
-        if in_use and in_use + self._capacity.needs(self._held.suggestion.config) > self._capacity.total:
-            return None
-        pending, self._held = self._held, None
+        pending = self._fitting()
+        if pending is None:
+            return None if self._pending or self._held else Searcher.FINISHED
         self._pending[trial_id] = pending
         suggestion = pending.suggestion
-        if suggestion.kind != "confirm" and suggestion.attempt == 1:
-            self._launched += 1
+        if suggestion.kind != "confirm":
             self._end.began()
         return {
             "number": suggestion.number,
@@ -184,6 +180,27 @@ class StudySearcher(Searcher):
             "attempt": suggestion.attempt,
             "avoid": self._capacity.avoided(suggestion.config, pending.lost_on),
         }
+
+    def _fitting(self) -> _Pending | None:
+        """The first that is due and fits into what is free; where nothing runs, the first.
+
+        A small one may overtake a large one that waits, which keeps GPUs busy, but not for ever.
+        """
+        in_use = sum(self._capacity.needs(pending.suggestion.config) for pending in self._pending.values())
+        free = self._capacity.total - in_use if in_use else math.inf
+        while True:
+            for place, pending in enumerate(self._held):
+                if self._capacity.needs(pending.suggestion.config) <= free:
+                    self._overtaken = self._overtaken + 1 if place else 0
+                    return self._held.pop(place)
+                if self._overtaken >= _OVERTAKEN:
+                    return None
+            if len(self._held) >= _HELD or (self._held and free < self._capacity.fewest):
+                return None
+            due = self._due()
+            if due is None:
+                return None
+            self._held.append(due)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Learns where a trial runs. What it shows teaches nothing: a trial counts when it ends."""
@@ -210,6 +227,9 @@ class StudySearcher(Searcher):
         for inner_id in pending.inner_ids:
             self._tell(inner_id, losses)
 
+    def _under_way(self) -> list[_Pending]:
+        return [*self._pending.values(), *self._held]
+
     def _lost(self, pending: _Pending) -> None:
         """Puts a lost trial first in the queue again; after `ATTEMPTS` it is given up, and cost no trial."""
         suggestion = pending.suggestion
@@ -218,10 +238,10 @@ class StudySearcher(Searcher):
             pending.lost_on.add(pending.node)
         if suggestion.attempt < ATTEMPTS:
             again = replace(suggestion, attempt=suggestion.attempt + 1)
-            self._again.append(replace(pending, suggestion=again, node=None))
+            self._held.insert(0, replace(pending, suggestion=again, node=None))
             return
         self._given_up.add(suggestion.key)
-        self._launched -= suggestion.kind != "confirm"
+        self._searched -= suggestion.kind != "confirm"
         for inner_id in pending.inner_ids:
             self._inner.on_trial_complete(inner_id, error=True)
 
@@ -248,11 +268,12 @@ class StudySearcher(Searcher):
 
     def _due(self) -> _Pending | None:
         """What comes next: the search, and when all of it has ended, the confirmation."""
-        if self._launched < self.budget and not self.ended_early:
+        if self._searched < self.budget and not self.ended_early:
             self.ended_early = self._end.reason()
             if not self.ended_early and (found := self._next()):
+                self._searched += 1
                 return found
-        if any(pending.suggestion.kind != "confirm" for pending in self._pending.values()):
+        if any(pending.suggestion.kind != "confirm" for pending in self._under_way()):
             return None
         if self._confirmations is None:
             repeats = self._to_confirm()
@@ -320,7 +341,7 @@ class StudySearcher(Searcher):
         if key in self._given_up:
             self._inner.on_trial_complete(inner_id, error=True)
             return None
-        for pending in [*self._pending.values(), *self._again]:
+        for pending in self._under_way():
             if pending.suggestion.key == key and pending.suggestion.kind != "baseline":
                 pending.inner_ids.append(inner_id)
                 return None
@@ -354,7 +375,7 @@ class StudySearcher(Searcher):
 
         None where all are tried, or where none is found that the constraints and the engine allow.
         """
-        on_its_way = {pending.suggestion.key for pending in [*self._pending.values(), *self._again]}
+        on_its_way = {pending.suggestion.key for pending in self._under_way()}
         tried = self._losses.keys() | on_its_way | self._given_up
         for config in self._untried(tried):
             if self._hopeless:
