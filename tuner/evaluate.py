@@ -6,8 +6,9 @@ Knows nothing of Ray: the same generator serves a Tune trial and `tuner trial` i
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from tuner.load.base import Glance, LoadGenerator, LoadResult, Target
 from tuner.load.limit import client_limit
 from tuner.metrics import Metrics, RequestError, summarise
 from tuner.objective import Score, Slo, score
+from tuner.secrets import known, redacted
 from tuner.task import Task
 from tuner.workload import LoadLevel
 
@@ -95,7 +97,7 @@ def evaluate(
     lives exactly as long as the generator needs it: closing the generator ends it.
     """
     deadline = time.monotonic() + task.optimization.timeout_per_iteration
-    levels = levels_of(task, seed)
+    levels, environment = levels_of(task, seed), known(task.engine.env, os.environ)
     report = Report(levels.most, 0, scores(task, [], _NOTHING)[0], done=False)
     try:
         engine.check(config)
@@ -103,7 +105,7 @@ def evaluate(
         with gpus.clean(gpu_ids, gpus.nvml() if gpu_ids and not engine.simulated else None) as before:
             report = replace(report, gpus=before)
             with engine.launch(config, gpu_ids=gpu_ids, log_path=log_path, timeout_s=start_limit_s) as server:
-                report = replace(report, info=server.info, start_s=server.start_s)
+                report = replace(report, info=_shown(server.info, environment), start_s=server.start_s)
                 per = engine.gpus(config) or 1  # rates per GPU are the whole server's where it has none
                 level = levels.next()
                 while level is not None:
@@ -133,7 +135,7 @@ def evaluate(
         yield replace(report, planned=report.finished, done=True)  # the engine has left its GPUs
     except TrialFailed as failed:
         progress = min(report.finished / levels.most, 1.0)
-        failure = _blamed(replace(failed.failure, progress=progress), report.gpus)
+        failure = _blamed(replace(_quotable(failed.failure, environment), progress=progress), report.gpus)
         worst, *others = scores(task, levels.judged, failure)
         ended = replace(report, done=True, step=None, failure=failure, max_load=None)
         yield replace(ended, score=worst, others=tuple(others))
@@ -164,6 +166,21 @@ def _step(
         return None
     levels.saw(step.metrics)
     return step
+
+
+def _quotable(failure: Failure, environment: Mapping[str, str]) -> Failure:
+    """Without the secrets that an engine may have written into its log, or a server into its answer."""
+    detail, evidence = (redacted(text, environment) for text in (failure.detail, failure.evidence))
+    return replace(failure, detail=detail, evidence=evidence)
+
+
+def _shown(info: ServerInfo, environment: Mapping[str, str]) -> ServerInfo:
+    """The same for what a server says of itself."""
+    args = {
+        flag: redacted(value, environment) if isinstance(value, str) else value
+        for flag, value in info.effective_args.items()
+    }
+    return replace(info, effective_args=args)
 
 
 def _blamed(failure: Failure, before: Sequence[GpuUse]) -> Failure:

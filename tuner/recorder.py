@@ -7,6 +7,7 @@ live parts behind (nothing is ever restored from Tune's own state).
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from tuner.report.words import config_text
 from tuner.results import ResultStore
 from tuner.rows import TrialInfo, record, this_node
 from tuner.search import ELAPSED, Suggestion
+from tuner.secrets import known, redacted
 from tuner.task import Task
 
 LOG = logging.getLogger("tuner.study")
@@ -129,13 +131,14 @@ class Recorder(tune.Callback):
         error = _last_error(trial)
         cause = Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.INTERNAL
         raised = getattr(error, "cause", None) or error  # Ray wraps it in an exception of its own
+        environment = known(self._task.engine.env, os.environ)
         steps = self._steps.pop(trial.trial_id, [])
         levels = len(self._task.levels(0))
         failure = Failure(
             Stage.LOAD if steps else Stage.START,
             cause,
-            f"{type(raised).__name__}: {raised}".splitlines()[0][:300],
-            evidence=_COLOUR.sub("", str(error))[-4000:],
+            redacted(f"{type(raised).__name__}: {raised}".splitlines()[0][:300], environment),
+            evidence=redacted(_COLOUR.sub("", str(error)), environment)[-4000:],
             progress=len(steps) / levels,
         )
         score, *others = scores(self._task, [step.metrics for step in steps], failure)

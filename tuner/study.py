@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 import signal
@@ -22,18 +23,18 @@ from tuner.analysis import summary
 from tuner.cluster import Resources, cluster
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
-from tuner.errors import NotEnoughGpus, UsageError
+from tuner.errors import NotEnoughGpus
 from tuner.experience import experience
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
 from tuner.search import METRIC, MODE, Config, LosingTrials, StudySearcher, make_searcher
+from tuner.secrets import redacted, referenced
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
 LOGICAL_GPUS = 8  # of a local cluster on which the engine is simulated
 _RETRIES = 2  # of a trial whose node or actor was lost
-_STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def run_study(
         seed = secrets.randbelow(2**31) if task.optimization.seed is None else task.optimization.seed
     store = _new_store(results or default_root(), name, wanted=study is not None)
     name = store.study
-    version = adapter.version()
+    version, secrets_of_task = adapter.version(), referenced(task.engine.env, os.environ)
     known = experience(
         task, adapter, warm_start=warm_start, simulate=prior == "simulator", root=store.root, seed=seed
     )
@@ -99,7 +100,7 @@ def run_study(
     with _interrupts_kept(), cluster(num_gpus, local_gpus=local_gpus) as resources:
         least = _require_gpus(task, adapter, resources)
         at_once = max_concurrent or _trials_at_once(resources, least)
-        context = TrialContext(name, task, adapter.name, seed, resources.largest_node_cpus)
+        context = TrialContext(name, task, adapter.name, seed, resources.largest_node_cpus, secrets_of_task)
         searcher = make_searcher(task, seed=seed, known=known, **_limits(adapter, resources, least))
         store.create(_about(task, adapter, name, seed, version, source, searcher))
         recorder = Recorder(store, task, adapter, lambda: searcher.planned, watch)
@@ -155,9 +156,7 @@ def _trial_name(trial: Any) -> str:
 
 def _study_name(task: Task, wanted: str | None) -> str:
     if wanted is not None:
-        if not _STUDY_NAME.fullmatch(wanted):
-            raise UsageError(f"--study: letters, digits, - _ and . only, at most 120, got {wanted!r}")
-        return wanted
+        return wanted  # the store refuses what is no name
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", task.task_name).strip("-._")[:60] or "study"
     return f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
@@ -247,12 +246,19 @@ def _interrupts_kept() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+class _Formatter(logging.Formatter):
+    """Lines without secrets: failures and tracebacks quote what others wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record), os.environ)
+
+
 @contextmanager
 def _study_log(path: Path) -> Iterator[None]:
     """Sends this package's study log to a file that `tail -f` can follow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False

@@ -128,6 +128,9 @@ def _checked(base_url: str) -> str:
     try:
         url = urlsplit(base_url)
         sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        sound = sound and not (url.query or url.fragment)
+        if url.username or url.password:
+            raise UsageError("--base-url: must hold no password, which results and process lists would show")
     except ValueError:
         sound = False
     if not sound:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, ServerInfo
 from tuner.engines.packaged import PackagedEngine
 from tuner.engines.server import Server, Sign, call
 from tuner.failures import Cause
+from tuner.secrets import is_secret
 
 # In this order: the end of a log is generic ("Received sigquit from a child process", then SIGKILL), so
 # exit code −9 alone proves nothing; the cause stands further up. docs/failures.md says where each line
@@ -49,7 +49,6 @@ _OURS = {  # flags that this adapter gives, or whose effect its client would not
     **dict.fromkeys(("host", "port"), "is chosen for each trial"),
     **dict.fromkeys(("api-key", "ssl-certfile"), "the load client speaks plain HTTP without a key"),
 }
-_SECRET = re.compile(r"key|token$|password|secret", re.IGNORECASE)  # of arguments that are not recorded
 
 
 def flag_arguments(config: Config) -> list[str]:
@@ -107,7 +106,7 @@ def _server_info(said: Mapping[str, Any]) -> ServerInfo:
     args = {
         key.replace("_", "-"): value
         for key, value in said.items()
-        if _is_plain(value) and not (value and isinstance(value, str) and _SECRET.search(key))
+        if _is_plain(value) and (value is None or not is_secret(key))
     }
     capacity = said.get("max_total_num_tokens")
     if capacity is None:

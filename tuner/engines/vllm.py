@@ -12,6 +12,7 @@ from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, ServerInfo, Valu
 from tuner.engines.packaged import PackagedEngine, refused
 from tuner.engines.server import Server, Sign, call
 from tuner.failures import Cause
+from tuner.secrets import is_secret
 
 # In this order: what is said last is generic ("Engine core initialization failed. See root cause above"),
 # and what pydantic refuses ("Value error, ...") may be a model as well as a flag. Lines of vLLM 0.32.0;
@@ -56,7 +57,6 @@ _ENVIRONMENT = {
 _INFO_LIMIT_S = 60.0  # /server_info looks at the machine as well, which takes a busy one seconds
 _SECTIONS = ("model_config", "cache_config", "parallel_config", "scheduler_config")
 _SPELT = {"policy": "scheduling-policy", "cache-dtype": "kv-cache-dtype"}  # fields that are no flag's name
-_SECRETS = {"hf-token", "api-key"}
 _KV_LINE = re.compile(r"KV cache size: ([\d,]+) tokens")
 _ARGS_LINE = re.compile(r"non-default args: (\{.*\})")
 
@@ -162,7 +162,7 @@ def _given(log: str) -> dict[str, Any]:
 
 def _as_flags(fields: Mapping[str, Any]) -> dict[str, Any]:
     spelt = {key.replace("_", "-"): value for key, value in fields.items() if _is_plain(value)}
-    return {_SPELT.get(flag, flag): value for flag, value in spelt.items() if flag not in _SECRETS}
+    return {_SPELT.get(flag, flag): value for flag, value in spelt.items() if not is_secret(flag)}
 
 
 def _is_plain(value: Any) -> bool:
