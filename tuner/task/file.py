@@ -103,7 +103,8 @@ def _without_secrets(problem: Problem) -> Problem:
     """Without the value that is there, where its key is a secret's."""
     if not any(map(is_secret, re.split(r"[.\[]", problem.path))):
         return problem
-    return replace(problem, message=re.split(r",? (?:got|with) ", problem.message)[0])
+    message = re.sub(r"\b(got|with|holds(?! what)) .*", r"\1 a value that is not shown", problem.message)
+    return replace(problem, message=message)
 
 
 def _parse(content: bytes, source: str, *, yaml: bool) -> Any:
