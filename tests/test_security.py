@@ -318,9 +318,7 @@ def test_no_command_line_has_the_token_while_an_engine_has_it(
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.slow
 @pytest.mark.parametrize(("token", "enters"), [("0" * 64, False), ("its own", True)])
-def test_a_local_cluster_lets_nobody_in_without_its_token(
-    token: str, enters: bool, tmp_path: Path
-) -> None:
+def test_a_local_cluster_lets_nobody_in_without_its_token(token: str, enters: bool, tmp_path: Path) -> None:
     """Ray's ports are open to the network: whoever enters runs what he likes."""
     address = ray.get_runtime_context().gcs_address
     program = f"import ray; ray.init({address!r}, log_to_driver=False); print('entered')"

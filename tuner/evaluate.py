@@ -25,12 +25,14 @@ from tuner.load.base import Glance, LoadGenerator, LoadResult, Target
 from tuner.load.limit import client_limit
 from tuner.metrics import Metrics, RequestError, summarise
 from tuner.objective import Score, Slo, score
-from tuner.secrets import known, redacted
+from tuner.secrets import known, plain
 from tuner.task import Task
 from tuner.workload import LoadLevel
 
 _NOTHING = Failure(Stage.CHECK, Cause.INTERNAL, "nothing was measured")
 LEAST_REQUESTS = 20  # that have ended, before a load level that goes on is judged
+_MOST_TOKENS = 2**53  # of a KV cache; what says more says nothing
+_VERSION_CHARACTERS = 200
 _EXIT_SEEN_S = 2.0  # a broken connection is noticed before the exit code of the process behind it
 
 
@@ -169,18 +171,20 @@ def _step(
 
 
 def _quotable(failure: Failure, environment: Mapping[str, str]) -> Failure:
-    """Without the secrets that an engine may have written into its log, or a server into its answer."""
-    detail, evidence = (redacted(text, environment) for text in (failure.detail, failure.evidence))
+    """What an engine wrote, as it can be kept and shown."""
+    detail, evidence = (plain(text, environment) for text in (failure.detail, failure.evidence))
     return replace(failure, detail=detail, evidence=evidence)
 
 
 def _shown(info: ServerInfo, environment: Mapping[str, str]) -> ServerInfo:
     """The same for what a server says of itself."""
     args = {
-        flag: redacted(value, environment) if isinstance(value, str) else value
+        plain(flag, environment): plain(value, environment) if isinstance(value, str) else value
         for flag, value in info.effective_args.items()
     }
-    return replace(info, effective_args=args)
+    known_tokens = info.kv_tokens is not None and 0 < info.kv_tokens < _MOST_TOKENS
+    kv_tokens = info.kv_tokens if known_tokens else None
+    return ServerInfo(plain(info.version, environment)[:_VERSION_CHARACTERS], kv_tokens, args)
 
 
 def _blamed(failure: Failure, before: Sequence[GpuUse]) -> Failure:

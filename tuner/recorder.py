@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,11 +26,10 @@ from tuner.report.words import config_text
 from tuner.results import ResultStore
 from tuner.rows import TrialInfo, record, this_node
 from tuner.search import ELAPSED, Suggestion
-from tuner.secrets import known, redacted
+from tuner.secrets import known, plain
 from tuner.task import Task
 
 LOG = logging.getLogger("tuner.study")
-_COLOUR = re.compile(r"\x1b\[\d+m")
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,8 @@ class Recorder(tune.Callback):
         failure = Failure(
             Stage.LOAD if steps else Stage.START,
             cause,
-            redacted(f"{type(raised).__name__}: {raised}".splitlines()[0][:300], environment),
-            evidence=redacted(_COLOUR.sub("", str(error)), environment)[-4000:],
+            plain(f"{type(raised).__name__}: {raised}".splitlines()[0], environment)[:300],
+            evidence=plain(str(error), environment)[-4000:],
             progress=len(steps) / levels,
         )
         score, *others = scores(self._task, [step.metrics for step in steps], failure)

@@ -28,6 +28,9 @@ _TOKEN = re.compile(
     r"|glpat-[A-Za-z0-9_-]{20,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16})"
 )
 _USER_INFO = re.compile(r"(?<=://)[^/\s:@]{0,100}:[^/\s@]{1,300}(?=@)")  # user:password@ in a URL
+_CONTROL = re.compile(  # ECMA-48's sequences, and what else is no tab or newline
+    r"\x1b\[[0-?]{0,99}[ -/]{0,9}[@-~]|\x1b\][^\x07\x1b]{0,999}(?:\x07|\x1b\\)|[\0-\x08\x0b-\x1f\x7f-\x9f]"
+)
 
 
 def is_secret(name: str) -> bool:
@@ -73,6 +76,12 @@ def known(variables: Mapping[str, str], surroundings: Mapping[str, str]) -> dict
     """The surroundings, and under their own names what `variables` refer to there."""
     referred = {name: surroundings.get(reference(value) or "", "") for name, value in variables.items()}
     return {**surroundings, **referred}
+
+
+def plain(text: str, environment: Mapping[str, str]) -> str:
+    """`text` of others as it can be kept and shown: `redacted`, and nothing that drives a terminal."""
+    written = _CONTROL.sub("", text).encode(errors="replace").decode()
+    return redacted(written, environment)
 
 
 def redacted(text: str, environment: Mapping[str, str]) -> str:

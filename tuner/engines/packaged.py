@@ -43,7 +43,9 @@ def installed_version(python: Sequence[str], package: str, env: Mapping[str, str
     """
     command = [*python, "-c", _VERSION.format(package)]
     try:
-        asked = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        asked = subprocess.run(
+            command, env=env, capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineUnavailable(f"cannot be run: {error}") from error
     return asked.stdout.strip() if asked.returncode == 0 else None

@@ -108,11 +108,11 @@ def _server_info(said: Mapping[str, Any]) -> ServerInfo:
         for key, value in said.items()
         if _is_plain(value) and (value is None or not is_secret(key))
     }
-    capacity = said.get("max_total_num_tokens")
-    if capacity is None:
-        states = said.get("internal_states") or [{}]
-        capacity = states[0].get("max_total_num_tokens") if isinstance(states[0], dict) else None
-    return ServerInfo(str(said.get("version", "")), int(capacity) if capacity else None, args)
+    states = said.get("internal_states")
+    first = states[0] if isinstance(states, list) and states else None
+    told = [part.get("max_total_num_tokens") for part in (said, first) if isinstance(part, dict)]
+    capacity = next((tokens for tokens in told if isinstance(tokens, int) and tokens > 0), None)
+    return ServerInfo(str(said.get("version", "")), capacity, args)
 
 
 def _is_plain(value: Any) -> bool:

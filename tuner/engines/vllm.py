@@ -57,8 +57,8 @@ _ENVIRONMENT = {
 _INFO_LIMIT_S = 60.0  # /server_info looks at the machine as well, which takes a busy one seconds
 _SECTIONS = ("model_config", "cache_config", "parallel_config", "scheduler_config")
 _SPELT = {"policy": "scheduling-policy", "cache-dtype": "kv-cache-dtype"}  # fields that are no flag's name
-_KV_LINE = re.compile(r"KV cache size: ([\d,]+) tokens")
-_ARGS_LINE = re.compile(r"non-default args: (\{.*\})")
+_KV_LINE = re.compile(r"KV cache size: (\d[\d,]{0,20}) tokens")
+_ARGS = "non-default args: "
 
 
 def flag_arguments(config: Config) -> list[str]:
@@ -153,10 +153,10 @@ def _resolved(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given(log: str) -> dict[str, Any]:
     """The arguments of the log's last line `non-default args: {...}`."""
-    lines = _ARGS_LINE.findall(log)
-    with suppress(ValueError, SyntaxError):
-        if lines and isinstance(given := ast.literal_eval(lines[-1]), dict):
-            return _as_flags(given)
+    lines = [line for line in log.splitlines() if _ARGS in line]
+    with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        if lines and isinstance(given := ast.literal_eval(lines[-1].rpartition(_ARGS)[2]), dict):
+            return _as_flags({str(key): value for key, value in given.items()})
     return {}
 
 
