@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,3 +81,15 @@ def appeared(marker: str, within_s: float = 60.0) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def listening(port: int) -> set[str]:
+    """The addresses on which sockets listen on TCP `port`, as /proc/net/tcp and tcp6 have them."""
+    found = set()
+    for table, width in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            address, _, number = line.split()[1].rpartition(":")
+            if line.split()[3] == "0A" and int(number, 16) == port:  # words of 32 bits in the CPU's order
+                words = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
+                found.add(socket.inet_ntop(width, struct.pack(f"={len(words)}I", *words)))
+    return found

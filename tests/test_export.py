@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +79,15 @@ def container(text: str) -> Any:
     return only
 
 
+def expanded(text: str, variables: Mapping[str, str]) -> str:
+    """`text` of a container's command or environment as the kubelet gives it on (its `expansion.Expand`)."""
+
+    def one(match: re.Match[str]) -> str:
+        return "$" if match[0] == "$$" else variables.get(match[1], match[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", one, text)
+
+
 # --- shell ---------------------------------------------------------------------------------------------
 
 
@@ -94,20 +107,58 @@ def test_any_argv_comes_back_from_the_shell_command(rest: list[str]) -> None:
     assert words(shell(deployment(argv=argv))) == argv
     found = words(docker(deployment(argv=argv)))
     assert [found[found.index("--entrypoint") + 1], *found[len(found) - len(argv) + 1 :]] == argv
-    assert container(kubernetes(deployment(argv=argv)))["command"] == argv
+    env = {"id": "HIDDEN"}
+    command = container(kubernetes(deployment(argv=argv, env=env)))["command"]
+    assert [expanded(word, env) for word in command] == argv
 
 
 @settings(max_examples=10)
 @given(st.lists(TEXT | st.sampled_from(HOSTILE), min_size=1, max_size=8), TEXT | st.sampled_from(HOSTILE))
 def test_a_real_shell_runs_it_as_it_is(rest: list[str], value: str) -> None:
-    program = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['VALUE']]))"
-    argv = [sys.executable, "-I", "-S", "-c", program, *rest]
-    command = shell(
-        deployment(argv=argv, env={"VALUE": value}, note="Found on the SIMULATOR.\nTwice; rm -rf /")
-    )
-    env = {"LC_ALL": "C.UTF-8"}
+    argv = [sys.executable, "-I", "-S", "-c", SHOW, *rest]
+    note = "Found on the SIMULATOR.\nTwice; rm -rf /"
+    env = {"VALUE": value, "A_TOKEN": "literal", "B_KEY": "${MINE}"}
+    found, variables = ran(shell(deployment(argv=argv, env=env, note=note)))
+    assert found == rest
+    assert [variables[name] for name in env] == [value, "the caller's", "mine"]
+
+
+SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+
+
+def ran(command: str, folder: str = "") -> tuple[list[str], dict[str, str]]:
+    """The words and variables that the program of `command`, found in `folder`, is given by a real shell."""
+    env = {"LC_ALL": "C.UTF-8", "A_TOKEN": "the caller's", "MINE": "mine"}
+    env["PATH"] = os.pathsep.join([folder, os.environ["PATH"]])
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, env=env)
-    assert json.loads(done.stdout) == [rest, value]
+    words, found = json.loads(done.stdout)
+    return words, found
+
+
+@settings(max_examples=10)
+@given(st.lists(TEXT | st.sampled_from(HOSTILE), min_size=1, max_size=8), TEXT | st.sampled_from(HOSTILE))
+def test_a_real_shell_gives_docker_what_it_is_to_have(rest: list[str], value: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "docker")
+        program.write_text(f"#!{sys.executable} -IS\n{SHOW}\n")
+        program.chmod(0o755)
+        env = {"VALUE": value, "A_TOKEN": "literal", "B_KEY": "${MINE}"}
+        made = deployment(argv=["serve", *rest], env=env, image=f"image:{value}", model=f"/{value}")
+        found, variables = ran(docker(made), folder)
+    entry = found.index("--entrypoint")
+    assert found[entry + 1 :] == ["serve", f"image:{value}", *rest]
+    assert found[found.index("-v") + 1] == f"/{value}:/{value}:ro"
+    given = [found[i + 1] for i, word in enumerate(found[:entry]) if word == "-e"]
+    assert given == [f"VALUE={value}", "A_TOKEN", "B_KEY"]
+    assert (variables["A_TOKEN"], variables["B_KEY"]) == ("the caller's", "mine")
+
+
+def test_a_first_word_that_looks_like_an_assignment_is_the_program() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "A=b")
+        program.write_text(f"#!{sys.executable} -IS\n{SHOW}\n")
+        program.chmod(0o755)
+        assert ran(shell(deployment(argv=["A=b", "sh"])), folder)[0] == ["sh"]
 
 
 # --- docker --------------------------------------------------------------------------------------------
@@ -199,7 +250,7 @@ def test_any_study_gives_a_name_that_kubernetes_takes(name: str) -> None:
 @pytest.mark.parametrize("value", HOSTILE)
 def test_every_environment_value_stays_text(value: str) -> None:
     [variable] = container(kubernetes(deployment(env={"A": value})))["env"]
-    assert variable == {"name": "A", "value": value}
+    assert variable["name"] == "A" and expanded(variable["value"], {"id": "HIDDEN"}) == value
     assert f"A={value}" in words(docker(deployment(env={"A": value})))
 
 
@@ -262,6 +313,13 @@ def test_the_best_configuration_of_a_study_is_exported_with_its_engines_image() 
     assert "python" in shell(best_deployment(made.results()))
     with pytest.raises(StudyError, match="no container image"):
         docker(best_deployment(made.results()))
+
+
+def test_a_study_of_another_cannot_name_a_variable_that_is_a_command() -> None:
+    made = studies.make()
+    made.about["task"]["engine"] = {"env": {"A=1; rm -rf ~;B": "x"}}
+    with pytest.raises(StudyError, match="no variable's name"):
+        best_deployment(made.results())
 
 
 def test_nothing_is_exported_where_nothing_finished() -> None:

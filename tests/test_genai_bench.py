@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -12,12 +13,15 @@ from typing import Any
 
 import pytest
 from contracts.load_contract import level
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tuner.errors import TaskError, UsageError
 from tuner.load import LOAD_GENERATORS
 from tuner.load.base import LoadResult, Target
 from tuner.load.genai_bench import GenaiBench, read_results
 from tuner.metrics import RequestError, summarise
+from tuner.objective import OBJECTIVES, Slo, score
 from tuner.task import make_task
 from tuner.workload import LoadLevel
 
@@ -79,8 +83,41 @@ def test_failures_are_counted_whatever_its_error_rate_says(stand_in: Path) -> No
 
 
 def test_sizes_that_are_drawn_cannot_be_too_short() -> None:
-    records = read_results(json.dumps(RESULT), level("N(7,1)/(5,1)")).records
+    records = read_results(json.dumps(RESULT).encode(), level("N(7,1)/(5,1)")).records
     assert sum(record.error is None for record in records) == 4
+
+
+NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["1", "", 408, 1e300])
+REQUESTS = st.fixed_dictionaries(dict.fromkeys(GOOD, NUMBERS)) | st.dictionaries(
+    st.sampled_from([*GOOD, "x"]), NUMBERS
+)
+WRITTEN = st.fixed_dictionaries(
+    {},
+    optional={
+        "individual_request_metrics": st.lists(st.just(GOOD) | REQUESTS, max_size=3) | NUMBERS,
+        "aggregated_metrics": st.dictionaries(st.just("run_duration"), NUMBERS) | NUMBERS,
+    },
+)
+
+
+@given(st.binary(max_size=40) | WRITTEN.map(json.dumps).map(str.encode))
+@example(b"[" * 100_000)
+@example(b'"\xff"')
+@example(json.dumps(RESULT | {"individual_request_metrics": [{**GOOD, "num_input_tokens": 1e400}]}).encode())
+@example(json.dumps(RESULT | {"aggregated_metrics": {"run_duration": 0}}).encode())
+def test_whatever_it_wrote_is_a_result_that_can_be_scored(content: bytes) -> None:
+    result = read_results(content, level())
+    metrics = summarise(result.records, window_s=result.window_s, gpus=1)
+    assert math.isfinite(metrics.total_tok_s) and metrics.requests_ok + metrics.requests_failed >= 0
+    if metrics.latency is not None:
+        for objective in OBJECTIVES.values():
+            if objective.value(metrics) is not None:
+                assert math.isfinite(score(objective, Slo(()), [metrics]).loss)
+
+
+def test_what_is_no_result_fails_its_level() -> None:
+    for content in (b"", b"{}", b"[]", json.dumps({**RESULT, "individual_request_metrics": [{}]}).encode()):
+        assert [record.error for record in read_results(content, level()).records] == [RequestError.MALFORMED]
 
 
 @pytest.mark.parametrize("end", ["time", "engine"])

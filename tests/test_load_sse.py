@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from contracts.scripted_server import END, HEAD, chunk, event, token_events
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.load.http import Connection, Exchange
 from tuner.load.record import record_of
 from tuner.load.sse import Answer, read_answer
-from tuner.metrics import RequestError, RequestRecord
+from tuner.metrics import RequestError, RequestRecord, summarise
 
 CHOICE = {"choices": [{"text": "x", "finish_reason": None}]}
 
@@ -113,6 +115,50 @@ def test_any_json_gives_a_record(payloads: list[Any]) -> None:
         assert record.ttft_s is not None and record.e2e_s is not None
 
 
+BITS = st.sampled_from(
+    [
+        *(b"data: ", b"data:", b"data", b"\n", b"\r\n", b"\n\n", b": comment\n", b"event: x\n", b"\xff"),
+        *(
+            b"[DONE]",
+            b'{"choices": [',
+            b"]}",
+            b'{"text": "a"}',
+            b'{"text": ""}',
+            b"null",
+            b",",
+            b'"error": 1',
+        ),
+        *(
+            b'{"delta": {"role": "a"}}',
+            b'{"usage": {"completion_tokens": ',
+            b"5}}",
+            b'9e999}, "choices": []}',
+        ),
+    ]
+)
+BODIES = st.lists(BITS | st.binary(max_size=3), max_size=30).map(b"".join)
+FRAMINGS = st.sampled_from(
+    [
+        lambda body: HEAD + chunk(body) + END,
+        lambda body: b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body),
+        lambda body: b"HTTP/1.1 200 OK\r\n\r\n" + body,
+        lambda body: b"HTTP/1.1 %b 1\r\n\r\n" % body,
+        lambda body: HEAD + body,
+        lambda body: b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + body,
+    ]
+)
+
+
+@given(BODIES, FRAMINGS, CUTS)
+@settings(max_examples=200)
+def test_any_body_is_read_the_same_however_it_is_cut(body: bytes, framing: Any, cuts: list[int]) -> None:
+    wire = framing(body)
+    whole, cut = (received(*reads) for reads in ([wire], pieces(wire, cuts)))
+    assert replace(cut, ttft_s=whole.ttft_s, e2e_s=whole.e2e_s) == whole
+    metrics = summarise([cut], window_s=1.0, gpus=1)
+    assert math.isfinite(metrics.total_tok_s) and metrics.requests_ok + metrics.requests_failed == 1
+
+
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=5))
 def test_any_wire_gives_a_record(reads: list[bytes]) -> None:
     assert received(*reads).error is not None
@@ -166,10 +212,15 @@ def test_done_needs_no_line_end() -> None:
     assert read_answer(event(CHOICE) + b"data: [DONE]").done
 
 
-@pytest.mark.parametrize("count", ["5", -1, True, None, 2.5, [5]])
+@pytest.mark.parametrize("count", ["5", -1, True, None, 2.5, [5], 10**30])
 def test_usage_that_is_no_number_is_none(count: object) -> None:
     body = event(CHOICE | {"usage": {"prompt_tokens": 1, "completion_tokens": count}})
     assert read_answer(body).output_tokens is None
+
+
+def test_a_switch_to_another_protocol_is_no_answer() -> None:
+    wire = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nabc"
+    assert received(wire).error is RequestError.HTTP
 
 
 def test_informational_response_before_the_answer() -> None:

@@ -144,7 +144,7 @@ def test_a_study_is_never_overwritten(tmp_path: Path) -> None:
     run_study(task, results=tmp_path, study="once")
     with pytest.raises(StudyError, match="exists already"):
         run_study(task, results=tmp_path, study="once")
-    with pytest.raises(UsageError, match="--study"):
+    with pytest.raises(UsageError, match="no study can be called"):
         run_study(task, results=tmp_path, study="../escape")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import asdict
 
 import pytest
 from contracts.scripted_server import Call, Script, ScriptedServer, free_port, hanging, status
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tuner.engines import telemetry
-from tuner.engines.telemetry import EngineFigures, sample, watched
+from tuner.engines.telemetry import EngineFigures, Telemetry, read_page, sample, watched
 
 SGLANG = """\
 # HELP sglang:num_running_reqs The number of running requests.
@@ -61,6 +65,31 @@ def test_vllm_adds_its_replicas_and_takes_the_hits_from_counters() -> None:
 
 def test_llamacpp_says_less() -> None:
     assert figures(LLAMACPP) == EngineFigures(2.0, 1.0, 1.0)
+
+
+NAMES = [
+    "num_running_reqs",
+    "token_usage",
+    "prefix_cache_hits_total",
+    "prefix_cache_queries_total",
+    "cache_hit_rate",
+]
+VALUES = st.sampled_from(["1", "1e400", "-1e308", "1e99", "+", "e", "NaN", "0x1", "1e", "-0", "9" * 5000])
+LINES = st.builds(
+    "{}:{}{} {}".format,
+    st.sampled_from(["sglang", "vllm", "x"]),
+    st.sampled_from(NAMES),
+    st.sampled_from(["", '{a="}"}', "{", '{a="b"}']),
+    VALUES | st.floats().map(str),
+)
+
+
+@given(st.lists(st.lists(LINES | st.text(max_size=20), max_size=8).map("\n".join), max_size=5))
+@example(["sglang:token_usage{" * 20_000])
+def test_any_pages_give_finite_figures(pages: list[str]) -> None:
+    seen = Telemetry()
+    seen.samples += [read_page(text) or {} for text in pages]
+    assert all(value is None or math.isfinite(value) for value in asdict(seen.figures).values())
 
 
 @pytest.mark.parametrize("script", [status(404), page("<html>no</html>"), page('{"a": 1}')])

@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 something broke; 2 what was asked for cannot be done (noth
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from contextlib import closing
@@ -535,7 +534,8 @@ def _launch_text(found: StudyResults) -> str | None:
 
 def _flag_value(text: str) -> tuple[str, Value]:
     """`tp-size=2` as a flag and its value: JSON where it is JSON, else the text itself."""
-    from tuner.task.model import RESERVED
+    from tuner.task.fields import value_problem
+    from tuner.task.model import reserved
 
     flag, equals, value = text.partition("=")
     if not equals or not flag:
@@ -544,11 +544,9 @@ def _flag_value(text: str) -> tuple[str, Value]:
         parsed = json.loads(value)
     except ValueError:
         parsed = value
-    if isinstance(parsed, dict | list) or (isinstance(parsed, float) and not math.isfinite(parsed)):
-        raise UsageError(f"--set {flag}: must be a number, a string or a boolean, got {value!r}")
     flag = flag.lstrip("-")
-    if flag in RESERVED:
-        raise UsageError(f"--set {flag}: {RESERVED[flag]}")
+    if problem := reserved(flag) or value_problem(parsed):
+        raise UsageError(f"--set {flag}: {problem}")
     return flag, parsed
 
 

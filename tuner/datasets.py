@@ -35,6 +35,8 @@ def read_dataset(path: str) -> tuple[Row, ...]:
     Conversations that do not begin with a question and an answer are left out, as vLLM and SGLang do.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("is no file")  # a device or a pipe may have no end
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error

@@ -6,8 +6,9 @@ Knows nothing of Ray: the same generator serves a Tune trial and `tuner trial` i
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,11 +25,14 @@ from tuner.load.base import Glance, LoadGenerator, LoadResult, Target
 from tuner.load.limit import client_limit
 from tuner.metrics import Metrics, RequestError, summarise
 from tuner.objective import Score, Slo, score
+from tuner.secrets import known, plain
 from tuner.task import Task
 from tuner.workload import LoadLevel
 
 _NOTHING = Failure(Stage.CHECK, Cause.INTERNAL, "nothing was measured")
 LEAST_REQUESTS = 20  # that have ended, before a load level that goes on is judged
+_MOST_TOKENS = 2**53  # of a KV cache; what says more says nothing
+_VERSION_CHARACTERS = 200
 _EXIT_SEEN_S = 2.0  # a broken connection is noticed before the exit code of the process behind it
 
 
@@ -112,7 +116,7 @@ def evaluate(
     seconds of the trial's time limit.
     """
     limit = Limit(clock, clock() + task.optimization.timeout_per_iteration)
-    levels = levels_of(task, seed)
+    levels, environment = levels_of(task, seed), known(task.engine.env, os.environ)
     report = Report(levels.most, 0, scores(task, [], _NOTHING)[0], done=False)
     try:
         engine.check(config)
@@ -120,7 +124,7 @@ def evaluate(
         with gpus.clean(gpu_ids, gpus.nvml() if gpu_ids and not engine.simulated else None) as before:
             report = replace(report, gpus=before)
             with engine.launch(config, gpu_ids=gpu_ids, log_path=log_path, timeout_s=start_limit_s) as server:
-                report = replace(report, info=server.info, start_s=server.start_s)
+                report = replace(report, info=_shown(server.info, environment), start_s=server.start_s)
                 per = engine.gpus(config) or 1  # rates per GPU are the whole server's where it has none
                 level = levels.next()
                 while level is not None:
@@ -150,7 +154,7 @@ def evaluate(
         yield replace(report, planned=report.finished, done=True)  # the engine has left its GPUs
     except TrialFailed as failed:
         progress = min(report.finished / levels.most, 1.0)
-        failure = _blamed(replace(failed.failure, progress=progress), report.gpus)
+        failure = _blamed(replace(_quotable(failed.failure, environment), progress=progress), report.gpus)
         worst, *others = scores(task, levels.judged, failure)
         ended = replace(report, done=True, step=None, failure=failure, max_load=None)
         yield replace(ended, score=worst, others=tuple(others))
@@ -181,6 +185,23 @@ def _step(
         return None
     levels.saw(step.metrics)
     return step
+
+
+def _quotable(failure: Failure, environment: Mapping[str, str]) -> Failure:
+    """What an engine wrote, as it can be kept and shown."""
+    detail, evidence = (plain(text, environment) for text in (failure.detail, failure.evidence))
+    return replace(failure, detail=detail, evidence=evidence)
+
+
+def _shown(info: ServerInfo, environment: Mapping[str, str]) -> ServerInfo:
+    """The same for what a server says of itself."""
+    args = {
+        plain(flag, environment): plain(value, environment) if isinstance(value, str) else value
+        for flag, value in info.effective_args.items()
+    }
+    known_tokens = info.kv_tokens is not None and 0 < info.kv_tokens < _MOST_TOKENS
+    kv_tokens = info.kv_tokens if known_tokens else None
+    return ServerInfo(plain(info.version, environment)[:_VERSION_CHARACTERS], kv_tokens, args)
 
 
 def _blamed(failure: Failure, before: Sequence[GpuUse]) -> Failure:

@@ -1,7 +1,8 @@
 """A configuration as something to run: shell, docker, a Kubernetes Deployment, or its flags as JSON.
 
 Knows nothing of engines but the names of their container images: it takes the launch argv that a trial
-recorded.
+recorded. A study may come from anywhere: whatever it holds is quoted, and secrets are left to whoever runs
+what is exported.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString as _Quoted  # kube
 from tuner.analysis import summary
 from tuner.errors import StudyError
 from tuner.results import StudyResults
+from tuner.secrets import is_secret, is_switch, reference
 
 PORT = 30000
 IMAGES = {
@@ -31,7 +33,7 @@ IMAGES = {
 _TAGS = {"llamacpp": "server"}  # where the task names none: the image that serves, on the CPU
 _PROGRAMS = {"llama-server": "/app/llama-server"}  # where an image has it off its PATH
 _SIMULATED = "Found on the SIMULATOR: measure it on the real hardware before you rely on it."
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -79,30 +81,43 @@ def best_deployment(results: StudyResults) -> Deployment:
         image=f"{IMAGES[engine]}:{tag}" if engine in IMAGES else "",
         model=task.get("model", {}).get("id_or_path", ""),
         namespace=task.get("model", {}).get("namespace", ""),
-        env=options.get("env", {}),
+        env=_checked(options.get("env", {})),
         note=_SIMULATED if about["simulated"] else "",
     )
 
 
+def _checked(env: Mapping[str, str]) -> Mapping[str, str]:
+    for name in env:
+        if not _VARIABLE.fullmatch(name):  # the one word of a shell command that no quotes protect
+            raise StudyError(f"the study's engine.env holds {name!r}, which is no variable's name")
+    return env
+
+
 def shell(deployment: Deployment) -> str:
     """A command for a POSIX shell, a flag to a line; secrets are taken from the caller's environment."""
-    env = [f"{name}={_shell_value(name, value)}" for name, value in deployment.env.items()]
-    return _commented(deployment.note) + _folded([*env, *map(shlex.quote, deployment.argv)])
+    env = [_assigned(name, value) for name, value in deployment.env.items()]
+    program, *arguments = map(shlex.quote, deployment.argv)
+    if "=" in program and not program.startswith("'"):
+        program = f"'{program}'"  # or the shell would take it for an assignment
+    return _commented(deployment.note) + _folded([*env, program, *arguments])
 
 
 def docker(deployment: Deployment) -> str:
     """A `docker run` command that gives the container its GPUs, and a local model as it is."""
+    sources = {name: _source(name, value) for name, value in deployment.env.items()}
     env = [
-        ["-e", name if _SECRET.search(name) else shlex.quote(f"{name}={value}")]
+        ["-e", name if sources[name] else shlex.quote(f"{name}={value}")]
         for name, value in deployment.env.items()
     ]
+    renamed = [name for name, source in sources.items() if source not in (None, name)]
     words = [
+        *(_assigned(name, deployment.env[name]) for name in renamed),
         *("docker", "run", "--rm"),
         *(("--gpus", str(deployment.gpus)) if deployment.gpus else ()),
         *("--ipc=host", "-p", f"{PORT}:{PORT}"),
         *_docker_model(deployment),
         *(word for pair in env for word in pair),
-        *("--entrypoint", shlex.quote(deployment.argv_inside[0]), _image(deployment)),
+        *("--entrypoint", shlex.quote(deployment.argv_inside[0]), shlex.quote(_image(deployment))),
         *map(shlex.quote, deployment.argv_inside[1:]),
     ]
     return _commented(deployment.note) + _folded(words)
@@ -125,7 +140,7 @@ def kubernetes(deployment: Deployment) -> str:
     container = {
         "name": "engine",
         "image": _Quoted(_image(deployment)),
-        "command": [_Quoted(word) for word in deployment.argv_inside],
+        "command": [_literal(word) for word in deployment.argv_inside],
         "env": [_kubernetes_env(name, key, value) for key, value in deployment.env.items()],
         "ports": [{"containerPort": PORT}],
         **({"resources": {"limits": {"nvidia.com/gpu": deployment.gpus}}} if deployment.gpus else {}),
@@ -194,8 +209,20 @@ def _folded(words: Sequence[str]) -> str:
     return " \\\n  ".join(lines) + "\n"
 
 
-def _shell_value(name: str, value: str) -> str:
-    return f'"${name}"' if _SECRET.search(name) else shlex.quote(value)
+def _source(name: str, value: str) -> str | None:
+    """The caller's variable that has the value: the one it refers to, or a secret's own; None: neither."""
+    return reference(value) or (name if is_secret(name) and not is_switch(value) else None)
+
+
+def _assigned(name: str, value: str) -> str:
+    source = _source(name, value)
+    return f'{name}="${source}"' if source else f"{name}={shlex.quote(value)}"
+
+
+def _literal(text: str) -> _Quoted:
+    """`text` as Kubernetes leaves it, which puts variables in place of `$(NAME)` and `$` for `$$`."""
+    quoted: _Quoted = _Quoted(text.replace("$", "$$"))
+    return quoted
 
 
 def _kubernetes_volumes(deployment: Deployment) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -212,7 +239,7 @@ def _kubernetes_volumes(deployment: Deployment) -> list[tuple[dict[str, Any], di
 
 
 def _kubernetes_env(secret: str, name: str, value: str) -> dict[str, Any]:
-    if _SECRET.search(name):
+    if _source(name, value):
         key = {"name": secret, "key": _Quoted(name)}
         return {"name": _Quoted(name), "valueFrom": {"secretKeyRef": key}}
-    return {"name": _Quoted(name), "value": _Quoted(value)}
+    return {"name": _Quoted(name), "value": _literal(value)}

@@ -9,7 +9,7 @@ live parts behind (nothing is ever restored from Tune's own state).
 from __future__ import annotations
 
 import logging
-import re
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,13 +31,13 @@ from tuner.report.words import config_text
 from tuner.results import ResultStore
 from tuner.rows import TrialInfo, record
 from tuner.search import ATTEMPTS, ELAPSED, METRIC, PLACED, SHARE, Suggestion
+from tuner.secrets import known, plain
 from tuner.task import Task
 
 LOG = logging.getLogger("tuner.study")
 PATIENCE_S = 300.0  # that a study waits for a node, or for results that can be written again
 TRIED_AGAIN_S = 5.0
 GIVEN_UP_IN_A_ROW = 3  # trials that infrastructure took away for good: then the study ends
-_COLOUR = re.compile(r"\x1b\[\d+m")
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Takes note of a trial whose actor was lost; writes it where it is given up."""
         seen, steps = self._last.pop(trial.trial_id, _Seen()), self._steps.pop(trial.trial_id, [])
-        failure = _lost_with(_last_error(trial), len(steps) / len(self._task.levels(0)), loaded=bool(steps))
+        failure = self._lost_with(_last_error(trial), len(steps))
         running = self._running(trials, ended=trial)
         if self._runs_again(trial, seen, failure, running):
             return
@@ -222,6 +222,19 @@ class Recorder(tune.Callback):
         )
         report = Report(levels, len(steps), score, done=True, others=tuple(others), failure=failure)
         self._record(ended, report, steps, running)
+
+    def _lost_with(self, error: Exception | None, finished: int) -> Failure:
+        """The failure of a trial whose actor raised `error`, or died with it, after so many load levels."""
+        cause = Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.INTERNAL
+        raised = getattr(error, "cause", None) or error  # Ray wraps it in an exception of its own
+        environment = known(self._task.engine.env, os.environ)
+        return Failure(
+            Stage.LOAD if finished else Stage.START,
+            cause,
+            plain(f"{type(raised).__name__}: {raised}".splitlines()[0], environment)[:300],
+            evidence=plain(str(error), environment)[-4000:],
+            progress=finished / len(self._task.levels(0)),
+        )
 
     def _runs_again(self, trial: Trial, seen: _Seen, failure: Failure, running: int) -> bool:
         """Notes that an attempt was lost; whether another follows (which the searcher suggests)."""
@@ -313,19 +326,6 @@ class _Seen:
     report: Report | None = None
     duration_s: float = 0.0
     curve: dict[float, float] = field(default_factory=dict)
-
-
-def _lost_with(error: Exception | None, progress: float, *, loaded: bool) -> Failure:
-    """The failure of a trial whose actor raised `error`, or died with it."""
-    cause = Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.INTERNAL
-    raised = getattr(error, "cause", None) or error  # Ray wraps it in an exception of its own
-    return Failure(
-        Stage.LOAD if loaded else Stage.START,
-        cause,
-        f"{type(raised).__name__}: {raised}".splitlines()[0][:300],
-        evidence=_COLOUR.sub("", str(error))[-4000:],
-        progress=progress,
-    )
 
 
 def _last_error(trial: Trial) -> Exception | None:

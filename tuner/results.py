@@ -28,10 +28,11 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from tuner.errors import ResultsError, StudyError
+from tuner.secrets import looks_secret
 
 SCHEMA_VERSION = 1
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")  # one folder's, and no path out of the root
 _NUMBERED = re.compile(r"\.?(\d+)\.parquet")  # a trial's file, or what was on its way to be one
-
 _PART = re.compile(r"\..+\.part")
 
 
@@ -194,6 +195,10 @@ class ResultStore:
     """One study's results below `root`, a local folder or a URI that pyarrow.fs opens."""
 
     def __init__(self, root: str | Path, study: str) -> None:
+        if not STUDY_NAME.fullmatch(study):
+            raise StudyError(
+                f"no study can be called {study!r}: letters, digits, - _ and . only, at most 120"
+            )
         self.study = study
         self.root = str(root)
         self._fs, base = _filesystem(root)
@@ -352,7 +357,7 @@ def studies(root: str | Path) -> list[str]:
     with _io_errors(f"list the studies in {root}"):
         for folder in filesystem.get_file_info(selector):
             about = filesystem.get_file_info(f"{folder.path}/study.json")
-            if about.type == pa.fs.FileType.File:
+            if about.type == pa.fs.FileType.File and STUDY_NAME.fullmatch(folder.base_name):
                 found.append((about.mtime_ns or 0, str(folder.base_name)))
     return [name for _, name in sorted(found, reverse=True)]
 
@@ -370,6 +375,11 @@ def _with_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def _filesystem(root: str | Path) -> tuple[pa.fs.FileSystem, str]:
     if "://" not in str(root):
         return pa.fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+    if looks_secret(str(root)):
+        raise StudyError(
+            "results cannot be kept at a URI with keys in it, which process lists and logs would show: "
+            "leave them to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
     try:
         filesystem, base = pa.fs.FileSystem.from_uri(str(root))
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import tempfile
@@ -21,18 +22,17 @@ from tuner.analysis import summary
 from tuner.capacity import capacity_for, refusal
 from tuner.cluster import cluster, nodes
 from tuner.engines.base import Engine
-from tuner.errors import UsageError
 from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
 from tuner.rig import rig
 from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher
+from tuner.secrets import redacted, referenced
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
 LOGICAL_GPUS = 8  # of a local cluster on which the engine is simulated
-_STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def run_study(
     everything that was finished kept.
     """
     adapter = rig(task, engine, virtual=virtual).engine
-    version = adapter.version()
+    version, secrets = adapter.version(), referenced(task.engine.env, os.environ)
     setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual)
     root = str(results or default_root())
     wanted = study or (newest_of(task, root) if resume else None)
@@ -119,7 +119,7 @@ def run_study(
             most_gpus = max(node.gpus for node in nodes())
             searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
             most_cpus = capacity.largest_cpus
-            context = TrialContext(store.study, task, adapter.name, seed, most_cpus, setup.virtual)
+            context = TrialContext(store.study, task, adapter.name, seed, most_cpus, setup.virtual, secrets)
             at_once = setup.max_concurrent or capacity.at_once
             with _study_log(store.study) as log_path:
                 interrupted = _searched(context, searcher, recorder, store, at_once)
@@ -192,9 +192,7 @@ def _trial_name(trial: Any) -> str:
 
 def _study_name(task: Task, wanted: str | None) -> str:
     if wanted is not None:
-        if not _STUDY_NAME.fullmatch(wanted):
-            raise UsageError(f"--study: letters, digits, - _ and . only, at most 120, got {wanted!r}")
-        return wanted
+        return wanted  # the store refuses what is no name
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", task.task_name).strip("-._")[:60] or "study"
     return f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
@@ -242,13 +240,20 @@ def _interrupts_kept() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+class _Formatter(logging.Formatter):
+    """Lines without secrets: failures and tracebacks quote what others wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record), os.environ)
+
+
 @contextmanager
 def _study_log(study: str) -> Iterator[Path]:
     """Sends this package's study log to a file that `tail -f` can follow; its path."""
     path = data_home() / "logs" / f"task_{study}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False

@@ -6,9 +6,10 @@ trainable, because `cleanup` is given the time that an engine needs to leave its
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ from tuner.task import Task
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What every trial of a study shares. No trial holds more than `node_cpus` CPUs, whatever it asks."""
+    """What every trial of a study shares. No trial holds more than `node_cpus` CPUs, whatever it asks.
+
+    `secrets` are the driver's variables that the task refers to: a node need not have them.
+    """
 
     study: str
     task: Task
@@ -36,6 +40,7 @@ class TrialContext:
     seed: int
     node_cpus: float
     virtual: bool = False
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def rig(self, number: int) -> Rig:
         """What measures trial `number`; in virtual time its noise is its own, and the same every time."""
@@ -56,6 +61,7 @@ class EngineTrial(tune.Trainable):
     def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
         assert context is not None
         self._context = context
+        os.environ.update(context.secrets)
         self._begin(config)
 
     def _begin(self, config: dict[str, Any]) -> None:

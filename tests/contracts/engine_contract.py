@@ -64,6 +64,7 @@ class EngineContract:
             assert answer["usage"]["completion_tokens"] >= 1
             assert server.info.version
             json.dumps(dict(server.info.effective_args))
+            assert processes.listening(int(server.base_url.rpartition(":")[2])) <= {"127.0.0.1", "::1"}
             assert processes.with_marker(marker)
         assert not processes.with_marker(marker)
         assert (tmp_path / "engine.log").stat().st_size > 0

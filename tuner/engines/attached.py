@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -26,7 +25,7 @@ _TELLS_VERSION = (
     "version",
     "props",
 )  # SGLang, its past, vLLM, llama.cpp
-_NO_ANSWER = (OSError, ValueError, HTTPException)  # nobody there, or nobody who speaks HTTP
+_NO_ANSWER = (OSError, ValueError)  # nobody there, or nobody who speaks HTTP
 
 
 @dataclass
@@ -128,6 +127,9 @@ def _checked(base_url: str) -> str:
     try:
         url = urlsplit(base_url)
         sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        sound = sound and not (url.query or url.fragment)
+        if url.username or url.password:
+            raise UsageError("--base-url: must hold no password, which results and process lists would show")
     except ValueError:
         sound = False
     if not sound:

@@ -144,13 +144,14 @@ def _ask(command: Sequence[str], env: Mapping[str, str]) -> Flags | None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_ASK_LIMIT_S,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
     for line in reversed(asked.stdout.splitlines()):  # imports may have printed before, or at exit
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
             return _flags(json.loads(line))
     return None
 
@@ -164,7 +165,7 @@ def _flags(rows: Any) -> Flags:
             names=tuple(str(name) for name in row["names"]),
             takes_value=bool(row["takes_value"]),
             needs_value=bool(row["needs_value"]),
-            kind=row["kind"],
+            kind=None if row["kind"] is None else str(row["kind"]),
             choices=None if row["choices"] is None else tuple(str(choice) for choice in row["choices"]),
             default_on=bool(row["default_on"]),
         )
@@ -174,7 +175,7 @@ def _flags(rows: Any) -> Flags:
 
 
 def _read(path: Path, key: Sequence[str]) -> Flags | None:
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["format"] == _FORMAT and kept["key"] == list(key):
             return _flags(kept["flags"])

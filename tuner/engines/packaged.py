@@ -24,6 +24,7 @@ from tuner.engines.server import HOST, Server, Sign, launched
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.results import data_home
+from tuner.secrets import resolved
 from tuner.task import Task
 
 _VERSION = "import importlib.metadata as m; print(m.version({!r}))"
@@ -42,7 +43,9 @@ def installed_version(python: Sequence[str], package: str, env: Mapping[str, str
     """
     command = [*python, "-c", _VERSION.format(package)]
     try:
-        asked = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        asked = subprocess.run(
+            command, env=env, capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineUnavailable(f"cannot be run: {error}") from error
     return asked.stdout.strip() if asked.returncode == 0 else None
@@ -124,7 +127,7 @@ class PackagedEngine(ABC):
             raise EngineUnavailable(f"{self.name}: {key} {error}") from error
 
     def _env(self) -> dict[str, str]:
-        return {**self.environment, **os.environ, **self.task.engine.env}
+        return {**self.environment, **os.environ, **resolved(self.task.engine.env, os.environ)}
 
     def _container(self, gpu_ids: Sequence[str] | None) -> container.Container | None:
         """The container to run in; None where the engine is installed or run by a command of the task."""
@@ -154,10 +157,12 @@ class PackagedEngine(ABC):
         return 1
 
     def check(self, config: Config) -> None:
-        """Refuses flags that the installed version's own parser would refuse."""
+        """Refuses flags that the installed version's own parser would refuse, and those that are ours."""
         given = self.given(config)
-        for flag in given.keys() & self.ours.keys():
-            raise refused(f"argument --{flag}: {self.ours[flag]}")
+        for flag in given:
+            for ours, why in self.ours.items():
+                if ours.startswith(flag.replace("_", "-")):  # or an abbreviation, which argparse takes
+                    raise refused(f"argument --{flag}: {why}")
         if self._known is None:
             self._known = (self._flags(),)
         if (known := self._known[0]) is not None:

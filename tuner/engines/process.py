@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from tuner.secrets import redacted
+
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _TAIL_BYTES = 256 * 1024  # eight ranks that fail print a traceback each, and the cause stands in the first
 _THEN_LIMIT_S = 200.0  # the watchdog tries three times
@@ -40,6 +42,7 @@ class EngineProcess:
     ) -> None:
         self.log_path = log_path
         self._kernel_kills = _kernel_kills()
+        self._env = dict(env)
         self._grace_s = grace_s
         self._then = tuple(then)
         self._orphaned = False  # the watchdog was killed before it could say how the command ended
@@ -58,7 +61,7 @@ class EngineProcess:
                     stdin=alive_read,
                     stdout=log,
                     stderr=log,
-                    env=dict(env),
+                    env=self._env,
                     pass_fds=[status_write],
                     start_new_session=True,
                 )
@@ -111,11 +114,11 @@ class EngineProcess:
         return _kernel_kills() > self._kernel_kills
 
     def log(self) -> str:
-        """The last 256 KiB that this process wrote to its log."""
+        """The last 256 KiB that this process wrote to its log, without its environment's secrets."""
         with self.log_path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - _TAIL_BYTES))
-            return log.read().decode(errors="replace")
+            return redacted(log.read().decode(errors="replace"), self._env)
 
     def _read_exit(self, timeout_s: float) -> None:
         word, _, code = self._next_line(timeout_s).partition(" ")

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ HOST = "127.0.0.1"
 _POLL_S = 0.05
 _PORTS_TRIED = 3
 _FLUSHES_TRIED = 100
+_MOST_BYTES = 64 * 2**20  # of an answer; a /server_info has 37 KB, a /metrics less than 1 MB
 _EVIDENCE_LINES = 25
 _LINES_AFTER = 5
 # Of any engine, where none of its own signs is found.
 _HOST_MEMORY = re.compile(r"\bMemoryError\b|std::bad_alloc|Cannot allocate memory")
+_LINE_CHARACTERS = 2000  # a pattern with `.*` in it takes their square, where a line repeats how it begins
 _EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception)(: |$)")  # the last line of a Python traceback
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before loopback
 
@@ -85,14 +88,20 @@ class Server:
 
 
 def call(url: str, *, body: Any = None, timeout_s: float = 5.0) -> Any:
-    """GET, or POST of `body` as JSON; the answer as JSON or text. OSError unless it is 200."""
+    """GET, or POST of `body` as JSON; the answer as JSON or text. OSError unless it is 200, and whole."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  http only
-    with _direct.open(request, timeout=timeout_s) as response:
-        text = response.read().decode(errors="replace")
+    try:
+        with _direct.open(request, timeout=timeout_s) as response:
+            content = response.read(_MOST_BYTES + 1)
+    except HTTPException as error:  # who answers speaks no HTTP, or went away in mid-answer
+        raise OSError(f"answers what is no HTTP: {error!r}") from error
+    if len(content) > _MOST_BYTES:
+        raise OSError(f"answers more than {_MOST_BYTES:,} bytes")
+    text = content.decode(errors="replace")
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -108,7 +117,7 @@ def diagnose(stage: Stage, code: int | None, log: str, signs: Sequence[Sign]) ->
 
     The evidence is the lines up to the telling one, and a few after it.
     """
-    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    lines = [line[:_LINE_CHARACTERS].rstrip() for line in log.splitlines() if line.strip()]
     for sign in (*signs, Sign(_HOST_MEMORY, Cause.OUT_OF_MEMORY)):
         for number in range(len(lines) - 1, -1, -1):
             if sign.pattern.search(lines[number]):
@@ -125,6 +134,10 @@ def diagnose(stage: Stage, code: int | None, log: str, signs: Sequence[Sign]) ->
 def _around(lines: Sequence[str], number: int) -> str:
     end = min(len(lines), number + 1 + _LINES_AFTER)
     return "\n".join(lines[max(0, end - _EVIDENCE_LINES) : end])
+
+
+def _last_lines(log: str) -> str:
+    return "\n".join(line[:_LINE_CHARACTERS] for line in log.splitlines()[-_EVIDENCE_LINES:])
 
 
 @contextmanager
@@ -169,7 +182,7 @@ def _require_own(server: Server) -> None:
     port = int(server.base_url.rpartition(":")[2])
     if listeners(port) and owned_by(server.process.pid, port) is False:
         detail = f"port {port} is another server's: none of this engine's processes listens on it"
-        raise TrialFailed(Failure(Stage.START, Cause.PORT_TAKEN, detail, server.process.log()))
+        raise TrialFailed(Failure(Stage.START, Cause.PORT_TAKEN, detail, _last_lines(server.process.log())))
 
 
 def _await_token(server: Server, deadline: float, *, may_be_anothers: bool) -> None:
@@ -179,8 +192,7 @@ def _await_token(server: Server, deadline: float, *, may_be_anothers: bool) -> N
             raise TrialFailed(server.failure(Stage.START, code))
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            log = server.process.log()
-            evidence = "\n".join(log.splitlines()[-_EVIDENCE_LINES:])
+            evidence = _last_lines(server.process.log())
             detail = "no token was served within the start timeout"
             raise TrialFailed(Failure(Stage.START, Cause.START_TIMEOUT, detail, evidence))
         if may_be_anothers:
@@ -195,4 +207,4 @@ def _await_token(server: Server, deadline: float, *, may_be_anothers: bool) -> N
         if isinstance(answer, dict) and answer.get("choices"):
             return
         detail = f"answers a completion with {str(answer)[:200]!r}"
-        raise TrialFailed(Failure(Stage.START, Cause.CRASH, detail, server.process.log()))
+        raise TrialFailed(Failure(Stage.START, Cause.CRASH, detail, _last_lines(server.process.log())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, ServerInfo
 from tuner.engines.packaged import PackagedEngine
 from tuner.engines.server import Server, Sign, call
 from tuner.failures import Cause
+from tuner.secrets import is_secret
 
 # In this order: the end of a log is generic ("Received sigquit from a child process", then SIGKILL), so
 # exit code −9 alone proves nothing; the cause stands further up. docs/failures.md says where each line
@@ -49,7 +49,6 @@ _OURS = {  # flags that this adapter gives, or whose effect its client would not
     **dict.fromkeys(("host", "port"), "is chosen for each trial"),
     **dict.fromkeys(("api-key", "ssl-certfile"), "the load client speaks plain HTTP without a key"),
 }
-_SECRET = re.compile(r"key|token$|password|secret", re.IGNORECASE)  # of arguments that are not recorded
 
 
 def flag_arguments(config: Config) -> list[str]:
@@ -107,13 +106,13 @@ def _server_info(said: Mapping[str, Any]) -> ServerInfo:
     args = {
         key.replace("_", "-"): value
         for key, value in said.items()
-        if _is_plain(value) and not (value and isinstance(value, str) and _SECRET.search(key))
+        if _is_plain(value) and (value is None or not is_secret(key))
     }
-    capacity = said.get("max_total_num_tokens")
-    if capacity is None:
-        states = said.get("internal_states") or [{}]
-        capacity = states[0].get("max_total_num_tokens") if isinstance(states[0], dict) else None
-    return ServerInfo(str(said.get("version", "")), int(capacity) if capacity else None, args)
+    states = said.get("internal_states")
+    first = states[0] if isinstance(states, list) and states else None
+    told = [part.get("max_total_num_tokens") for part in (said, first) if isinstance(part, dict)]
+    capacity = next((tokens for tokens in told if isinstance(tokens, int) and tokens > 0), None)
+    return ServerInfo(str(said.get("version", "")), capacity, args)
 
 
 def _is_plain(value: Any) -> bool:

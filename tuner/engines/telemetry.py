@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from statistics import fmean
 
 from tuner.engines.server import call
 
 EVERY_S = 1.0
 _PATIENCE_S = 2.0
+_HUGE = 1e100  # beyond any count; sums of larger ones might not be finite
 _LINE = re.compile(r"^(?:sglang|vllm|llamacpp):(\w+)(?:\{[^}]*\})? ([0-9.eE+-]+)", re.MULTILINE)
 _RUNNING = ("num_running_reqs", "num_requests_running", "requests_processing")
 _QUEUED = ("num_queue_reqs", "num_requests_waiting", "requests_deferred")
@@ -112,10 +112,15 @@ def sample(base_url: str) -> Sample | None:
     """The page as it stands; None where there is none, or nothing that is known."""
     try:
         text = call(f"{base_url}/metrics", timeout_s=_PATIENCE_S)
-    except (OSError, ValueError, HTTPException):
+    except (OSError, ValueError):
         return None
+    return read_page(text) if isinstance(text, str) else None
+
+
+def read_page(text: str) -> Sample | None:
+    """What a page says, whatever it is; None where that is nothing that is known."""
     found: dict[str, list[float]] = {}
-    for name, value in _LINE.findall(text if isinstance(text, str) else ""):
+    for name, value in _LINE.findall(text):
         found.setdefault(name, []).append(_number(value))
     return found or None
 
@@ -133,7 +138,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _number(text: str) -> float:
+    """0 for what is no finite number: an infinite one would make all that is counted with it none."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return 0.0
+    return value if abs(value) < _HUGE else 0.0

@@ -12,6 +12,7 @@ from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, ServerInfo, Valu
 from tuner.engines.packaged import PackagedEngine, refused
 from tuner.engines.server import Server, Sign, call
 from tuner.failures import Cause
+from tuner.secrets import is_secret
 
 # In this order: what is said last is generic ("Engine core initialization failed. See root cause above"),
 # and what pydantic refuses ("Value error, ...") may be a model as well as a flag. Lines of vLLM 0.32.0;
@@ -56,9 +57,8 @@ _ENVIRONMENT = {
 _INFO_LIMIT_S = 60.0  # /server_info looks at the machine as well, which takes a busy one seconds
 _SECTIONS = ("model_config", "cache_config", "parallel_config", "scheduler_config")
 _SPELT = {"policy": "scheduling-policy", "cache-dtype": "kv-cache-dtype"}  # fields that are no flag's name
-_SECRETS = {"hf-token", "api-key"}
-_KV_LINE = re.compile(r"KV cache size: ([\d,]+) tokens")
-_ARGS_LINE = re.compile(r"non-default args: (\{.*\})")
+_KV_LINE = re.compile(r"KV cache size: (\d[\d,]{0,20}) tokens")
+_ARGS = "non-default args: "
 
 
 def flag_arguments(config: Config) -> list[str]:
@@ -153,16 +153,16 @@ def _resolved(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given(log: str) -> dict[str, Any]:
     """The arguments of the log's last line `non-default args: {...}`."""
-    lines = _ARGS_LINE.findall(log)
-    with suppress(ValueError, SyntaxError):
-        if lines and isinstance(given := ast.literal_eval(lines[-1]), dict):
-            return _as_flags(given)
+    lines = [line for line in log.splitlines() if _ARGS in line]
+    with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        if lines and isinstance(given := ast.literal_eval(lines[-1].rpartition(_ARGS)[2]), dict):
+            return _as_flags({str(key): value for key, value in given.items()})
     return {}
 
 
 def _as_flags(fields: Mapping[str, Any]) -> dict[str, Any]:
     spelt = {key.replace("_", "-"): value for key, value in fields.items() if _is_plain(value)}
-    return {_SPELT.get(flag, flag): value for flag, value in spelt.items() if flag not in _SECRETS}
+    return {_SPELT.get(flag, flag): value for flag, value in spelt.items() if not is_secret(flag)}
 
 
 def _is_plain(value: Any) -> bool:

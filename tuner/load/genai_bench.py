@@ -29,6 +29,7 @@ from tuner.workload import LoadLevel
 
 PROGRAM = "GENAI_BENCH"  # the environment variable that names it where it is not on the PATH
 _POLL_S = 0.25
+_MOST = 2**31  # seconds or tokens that are believed
 _KINDS = {  # by the code that it gives to what has none
     408: RequestError.TIMEOUT,
     503: RequestError.CONNECTION,  # none came about, or it broke
@@ -64,26 +65,52 @@ class GenaiBench:
             found = list(Path(folder, "run").glob("*_time_*s.json"))
             if not ended or not found:
                 error = RequestError.TIMEOUT if not ended and not aborted else RequestError.CONNECTION
-                return LoadResult((RequestRecord(0.0, None, None, 0, 0, error),), 0.0, aborted=aborted)
-            return read_results(found[0].read_text(), level)
+                return _failed(error, aborted=aborted)
+            return read_results(found[0].read_bytes(), level)
 
 
-def read_results(text: str, level: LoadLevel) -> LoadResult:
-    """What genai-bench wrote of a level. Failures are counted from its requests, not from its error rate."""
-    found = json.loads(text)
+def read_results(content: bytes, level: LoadLevel) -> LoadResult:
+    """What genai-bench wrote of a level. Failures are counted from its requests, not from its error rate.
+
+    What is no such file counts as one request with a malformed answer: the level has failed.
+    """
     asked = level.scenario.output_tokens if isinstance(level.scenario, Deterministic) else 0
-    records = tuple(_record(request, asked) for request in found["individual_request_metrics"])
-    return LoadResult(records, float(found["aggregated_metrics"]["run_duration"]))
+    try:
+        found = json.loads(content)
+        records = tuple(_record(request, asked) for request in found["individual_request_metrics"])
+        return LoadResult(records, _seconds(found["aggregated_metrics"]["run_duration"]))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return _failed(RequestError.MALFORMED)
+
+
+def _failed(error: RequestError, *, aborted: bool = False) -> LoadResult:
+    return LoadResult((RequestRecord(0.0, None, None, 0, 0, error),), 0.0, aborted=aborted)
 
 
 def _record(seen: dict[str, Any], asked: int) -> RequestRecord:
     code = seen.get("error_code")
     if code:
-        return RequestRecord(0.0, None, None, 0, 0, _KINDS.get(code, RequestError.HTTP), code)
-    tokens = int(seen["num_output_tokens"])
+        status = _tokens(code)
+        return RequestRecord(0.0, None, None, 0, 0, _KINDS.get(status, RequestError.HTTP), status)
+    tokens = _tokens(seen["num_output_tokens"])
     error = RequestError.TRUNCATED if tokens < asked else None
-    ttft_s, e2e_s = float(seen["ttft"]), float(seen["e2e_latency"])
-    return RequestRecord(0.0, ttft_s, e2e_s, int(seen["num_input_tokens"]), tokens, error, HTTPStatus.OK)
+    ttft_s, e2e_s = _seconds(seen["ttft"]), _seconds(seen["e2e_latency"])
+    if ttft_s > e2e_s:
+        raise ValueError("an answer that ends before it begins")
+    return RequestRecord(0.0, ttft_s, e2e_s, _tokens(seen["num_input_tokens"]), tokens, error, HTTPStatus.OK)
+
+
+def _seconds(value: Any) -> float:
+    if not 0 <= (seconds := float(value)) < _MOST:
+        raise ValueError(f"{value} is no number of seconds")
+    return seconds
+
+
+def _tokens(value: Any) -> int:
+    """Of tokens, or a status."""
+    if not 0 <= (number := int(value)) < _MOST:
+        raise ValueError(f"{value} is no number of tokens")
+    return number
 
 
 def _command(target: Target, level: LoadLevel, folder: str) -> list[str]:

@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
         try:
             assert self._parser is not None
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # a 101 that nobody asked for
             self._finish(RequestError.MALFORMED)
         exchange.ends.append(len(exchange.body))
         if len(exchange.body) > exchange.body_limit_bytes:
@@ -160,7 +160,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         assert self._exchange is not None
-        self._exchange.body += part
+        if self._exchange.finished_s is None:  # what follows a whole response is none of it
+            self._exchange.body += part
 
     def on_message_complete(self) -> None:
         assert self._parser is not None

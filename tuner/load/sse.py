@@ -14,6 +14,7 @@ from typing import Any
 
 _DATA = b"data:"
 _DONE = b"[DONE]"
+_MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,5 +139,6 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens; None for what is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A number of tokens; None for what is none, or more than any answer has."""
+    counts = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS
+    return value if counts else None

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)")  # as argparse reads one
 LIMIT = 2**53  # integers beyond are not exact in JSON, nor as floats
 
 
@@ -51,18 +52,31 @@ def key_path(path: str, key: str | int) -> str:
     return f"{path}.{name}" if path else name
 
 
-def plain_value(value: Any) -> Any:
-    if isinstance(value, str) and "\0" in value:
-        raise refuse(f"must not hold a NUL character, got {shown(value)}")
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | float):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise refuse(f"must be a finite number, got {shown(value)}")
+def value_problem(value: Any) -> str:
+    """What is wrong with the value of a flag; empty where nothing is.
+
+    A text is one word of the engine's command line and nothing more: one that began with a dash could be read
+    as another flag, `--host=0.0.0.0` after a switch for one.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            return f"must not hold a NUL character, got {shown(value)}"
+        if value.startswith("-") and not _NEGATIVE.fullmatch(value):
+            return f"must not begin with a dash, which reads as another flag, got {shown(value)}"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, got {shown(value)}"
+    elif isinstance(value, int | float):
         if abs(value) > LIMIT:
-            raise refuse(f"must be within ±2^53, got {shown(value)}")
-        return value
-    raise refuse(f"must be a number, a string, a boolean or null, got {shown(value)}")
+            return f"must be within ±2^53, got {shown(value)}"
+    elif value is not None:
+        return f"must be a number, a string, a boolean or null, got {shown(value)}"
+    return ""
+
+
+def plain_value(value: Any) -> Any:
+    if problem := value_problem(value):
+        raise refuse(problem)
+    return value
 
 
 def _flag(name: str) -> str:

@@ -6,9 +6,10 @@ Every problem in a file is reported at once, with its path, the value that is th
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
 
 from tuner.errors import Problem, TaskError
+from tuner.secrets import is_secret, looks_secret
 from tuner.task.fields import key_path, shown
 from tuner.task.model import Task
 from tuner.task.problems import problems_of
 
 MAX_BYTES = 256 * 1024  # json5 reads about 100 KB a second
 _MAX_DEPTH = 32
+_IN_THE_ENVIRONMENT = "no file should hold one: leave it to the environment, and see engine.env"
 _MAX_NODES = 50_000  # YAML aliases can make a small file huge
 
 
@@ -93,7 +96,15 @@ def task_schema() -> str:
 
 def _refuse(source: str, problems: list[Problem]) -> None:
     if problems:
-        raise TaskError(source, problems)
+        raise TaskError(source, [_without_secrets(problem) for problem in problems])
+
+
+def _without_secrets(problem: Problem) -> Problem:
+    """Without the value that is there, where its key is a secret's."""
+    if not any(map(is_secret, re.split(r"[.\[]", problem.path))):
+        return problem
+    message = re.sub(r"\b(got|with|holds(?! what)) .*", r"\1 a value that is not shown", problem.message)
+    return replace(problem, message=message)
 
 
 def _parse(content: bytes, source: str, *, yaml: bool) -> Any:
@@ -200,6 +211,8 @@ def _scalar_problems(path: str, node: Any) -> list[Problem]:
         values = ", ".join(map(shown, node.values))
         return [Problem(path, f"stands {len(node.values)} times in the same object, with {values}")]
     if isinstance(node, str):
+        if looks_secret(node):
+            return [Problem(path, "holds what looks like an access token or a password", _IN_THE_ENVIRONMENT)]
         return [Problem(path, f"holds half a surrogate pair, got {shown(node)}")] if _half_pair(node) else []
     if isinstance(node, bool | int | float | None):
         return []

@@ -16,6 +16,7 @@ from tuner import objective as scoring
 from tuner import space as spaces
 from tuner.registry import unknown_engine
 from tuner.scenarios import parse_scenario
+from tuner.secrets import is_secret, is_switch, reference
 from tuner.task.benchmark import Benchmark
 from tuner.task.fields import FlagName, Prose, Seconds, Section, Text, Value, VariableName, refuse, shown
 from tuner.task.optimization import Optimization
@@ -40,8 +41,18 @@ RESERVED = {
     "model-path": "is the task's model.id_or_path",
     "served-model-name": "is the task's benchmark.model_name",
 }
+_ON_COMMAND_LINE = "is a secret, and every user of a machine sees its command lines: use engine.env"
 GPU_FLAGS = ("tp-size", "pp-size", "dp-size", "tensor-parallel-size", "pipeline-parallel-size")
 _MOST_GPUS = 4096  # that one flag may ask for
+
+
+def reserved(flag: str) -> str:
+    """Why a task may not give a flag, however it spells it; empty where it may."""
+    spelt = flag.replace("_", "-")
+    for name, why in RESERVED.items():
+        if spelt == name or (len(spelt) > 1 and name.startswith(spelt)):  # argparse takes abbreviations
+            return why
+    return _ON_COMMAND_LINE if is_secret(flag) else ""
 
 
 class Model(Section):
@@ -61,9 +72,29 @@ class EngineOptions(Section):
         description="Words that start the server, in place of `python -m MODULE`; the flags follow them.",
     )
     args: dict[FlagName, Value] = Field({}, description="Fixed flags, the same in every trial.")
-    env: dict[VariableName, Text] = Field({}, description="Environment variables of the engine's process.")
+    env: dict[VariableName, Text] = Field(
+        {},
+        description="Environment variables of the engine's process. A secret is written ${NAME}: the value "
+        "of that variable where the study is started.",
+    )
     start_timeout: Seconds = Field(300.0, description="Seconds until the first token must be served.")
     hang_timeout: Seconds = Field(60.0, description="Seconds under load without any token.")
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(key, message) of what does not go together, and of secrets."""
+        found = []
+        if self.command and self.python:
+            found.append(("command", "names the interpreter as well; leave engine.python out"))
+        for number, word in enumerate(self.command or ()):
+            name, assigned, value = word.partition("=")
+            named = is_secret(name) and (assigned or name.startswith("--"))
+            if named and not (assigned and is_switch(value)):
+                found.append((f"command[{number}]", _ON_COMMAND_LINE))
+        for name, value in self.env.items():
+            if is_secret(name) and not (reference(value) or is_switch(value)):
+                found.append((f"env.{name}", f"is a secret, which no file should hold: write ${{{name}}}, "
+                              "the variable of that name where the study is started"))  # fmt: skip
+        return found
 
 
 def _engine(name: str) -> str:
@@ -170,11 +201,10 @@ class Task(Section):
         """(path, message) of what only the task as a whole shows to be wrong."""
         found = []
         for path, flags in (("parameters", self.parameters), ("engine.args", self.engine.args)):
-            found += [(f"{path}.{flag}", RESERVED[flag]) for flag in flags if flag in RESERVED]
-        found += [(f"benchmark.{key}", message) for key, message in self.benchmark.problems()]
+            found += [(f"{path}.{flag}", why) for flag in flags if (why := reserved(flag))]
+        for section in ("benchmark", "engine"):
+            found += [(f"{section}.{key}", message) for key, message in getattr(self, section).problems()]
         found += self._promise_problems()
-        if self.engine.command and self.engine.python:
-            found.append(("engine.command", "names the interpreter as well; leave engine.python out"))
         for flag in sorted(self.engine.args.keys() & self.parameters.keys()):
             found.append((f"engine.args.{flag}", "is a parameter as well; it is either fixed or tuned"))
         for number, constraint in enumerate(self.constraints):

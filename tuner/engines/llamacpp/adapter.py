@@ -16,6 +16,7 @@ from tuner.engines.packaged import installed_version
 from tuner.engines.server import HOST, Sign, call, launched
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.secrets import resolved
 from tuner.task import Task
 
 # In this order: what is said last is generic ("exiting due to model loading error"), the cause stands
@@ -71,7 +72,7 @@ class LlamaCppEngine:
         return installed
 
     def _env(self) -> dict[str, str]:
-        return {**os.environ, **self.task.engine.env}
+        return {**os.environ, **resolved(self.task.engine.env, os.environ)}
 
     def gpus(self, config: Config) -> int:
         """None: it computes on the CPU (and on Apple's GPU, which is not counted)."""
@@ -130,7 +131,8 @@ class LlamaCppEngine:
         args = vars(launcher.parser().parse_args(self._arguments(config, HOST, 0)))
         shared = args["kv_unified"] or args["parallel"] == -1  # then one slot may have the whole KV cache
         kv_tokens = None
-        with contextlib.suppress(OSError):  # a server that has died meanwhile is found under load
+        # A server that has died meanwhile, or answers what it should not, is found under load.
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             said = call(f"{base_url}/props", timeout_s=30.0)
             slots, slot_tokens = int(said["total_slots"]), int(said["default_generation_settings"]["n_ctx"])
             # A slot's is cut to what the model was trained for; the cache is as large as it was asked to be.

@@ -10,6 +10,9 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+_LARGEST = 2**31 - 1  # of any size in a config.json
 
 
 class ModelNotFound(LookupError):
@@ -115,20 +118,28 @@ def _from_config(path: Path) -> Model:
     """Reads the keys that transformers writes for Llama, Qwen, Mistral and Mixtral."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        heads = config["num_attention_heads"]
+        heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
         return Model(
             name=normalise(str(path.parent)),
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
+            hidden=hidden,
+            layers=_size(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_size=config.get("head_dim") or config["hidden_size"] // heads,
-            intermediate=config.get("moe_intermediate_size") or config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            context=config.get("max_position_embeddings", 4096),
-            tied=config.get("tie_word_embeddings", False),
-            experts=config.get("num_local_experts") or config.get("num_experts") or 1,
-            active_experts=config.get("num_experts_per_tok") or 1,
+            kv_heads=_size(config, "num_key_value_heads", default=heads),
+            head_size=_size(config, "head_dim", default=max(hidden // heads, 1)),
+            intermediate=_size(config, "moe_intermediate_size", "intermediate_size"),
+            vocabulary=_size(config, "vocab_size"),
+            context=_size(config, "max_position_embeddings", default=4096),
+            tied=config.get("tie_word_embeddings") is True,
+            experts=_size(config, "num_local_experts", "num_experts", default=1),
+            active_experts=_size(config, "num_experts_per_tok", default=1),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise ModelNotFound(f"{path}: {error!r}") from error
+
+
+def _size(config: Any, *keys: str, default: int | None = None) -> int:
+    """The first of `keys` that says anything; ValueError where that is no size."""
+    value = next((told for key in keys if (told := config.get(key))), default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise ValueError(f"{keys[-1]} is {value!r}")
+    return value
