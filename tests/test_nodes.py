@@ -40,8 +40,13 @@ def cluster() -> Iterator[Cluster]:
         running.shutdown()
 
 
+def with_plugins() -> str:
+    return os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def add_node(cluster: Cluster, *, bad: bool = False) -> Any:
-    return cluster.add_node(num_cpus=2, num_gpus=2, env_vars={BAD_NODE: "1"} if bad else {})
+    env = {"PYTHONPATH": with_plugins(), **({BAD_NODE: "1"} if bad else {})}
+    return cluster.add_node(num_cpus=2, num_gpus=2, env_vars=env)
 
 
 def document(marker: str, trials: int, level_s: float, **engine: Any) -> dict[str, Any]:
@@ -77,7 +82,7 @@ class Study:
         env = {
             **os.environ,
             "RAY_ADDRESS": cluster.address,
-            "PYTHONPATH": os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": with_plugins(),
         }
         with (folder / "out").open("w") as out:
             self.process = subprocess.Popen(

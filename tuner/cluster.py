@@ -36,6 +36,7 @@ def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[
     """
     for name, value in _TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what is lost is told in the study's own words
     if ray.is_initialized():
         yield
     elif address := os.environ.get("RAY_ADDRESS"):
@@ -43,7 +44,12 @@ def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[
             raise UsageError(
                 f"--num-gpus describes a local machine; the cluster at {address} has its own GPUs"
             )
-        ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": _WORKER_ENV})
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _WORKER_ENV},
+        )
         with _disconnecting():
             yield
     else:
