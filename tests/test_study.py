@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -253,3 +256,44 @@ def test_results_that_cannot_be_written_end_the_study_with_a_clear_error(
     monkeypatch.setattr(recorder, "PATIENCE_S", 0.0)
     with pytest.raises(ResultsError, match="No space left"):
         run_study(small_task(optimization={"max_iterations": 3}), results=tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for nothing but some rows."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_study_pauses_while_the_disk_is_full_and_loses_nothing(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ballast, troubles = small_disk / "ballast", []
+
+    def watch(progress: StudyProgress) -> None:
+        if progress.finished == 2 and not troubles and not ballast.exists():
+            with ballast.open("wb") as full, suppress(OSError):
+                while True:
+                    os.write(full.fileno(), bytes(4096))
+        if progress.trouble and progress.trouble not in troubles:
+            troubles.append(progress.trouble)
+            ballast.unlink()
+
+    monkeypatch.setattr(recorder, "TRIED_AGAIN_S", 0.2)
+    outcome = run_study(small_task(), results=small_disk, study="s", max_concurrent=2, watch=watch)
+    assert len(troubles) == 1
+    assert "paused: cannot write trial" in troubles[0] and "No space left on device" in troubles[0]
+    assert outcome.results.skipped == ()
+    assert list(outcome.results.trials["trial"]) == list(range(6))
+    assert len(outcome.results.requests) == 72
+    assert "Paused" in outcome.log_path.read_text()
+    assert not list((small_disk / "s").rglob("*.part"))

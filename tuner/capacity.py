@@ -77,10 +77,10 @@ class Capacity:
     def lost(self, node: str) -> str | None:
         """A trial was lost on the node of that id; the node's name where it is left out from now on.
 
-        The last node that is left is kept: that nothing works there is told by the trials.
+        The last node that can hold a trial is kept: that nothing works there is told by the trials.
         """
         self._lost[node] = self._lost.get(node, 0) + 1
-        usable = {each.id: each.name for each in self.usable()}
+        usable = {each.id: each.name for each in self.usable() if self._has(each) >= self.fewest}
         if self._lost[node] < LOST_IN_A_ROW or node not in usable or len(usable) == 1:
             return None
         self.left_out[node] = usable[node]
