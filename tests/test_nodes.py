@@ -165,7 +165,7 @@ def test_a_node_that_loses_every_trial_is_left_out_and_named(cluster: Cluster, t
     assert sorted(trials["trial"]) == list(range(8))
     assert trials["failure_cause"].isna().all(), "no configuration is blamed"
     assert trials["lost"].dropna().str.contains("uncorrectable ECC error").all()
-    assert (trials["attempts"] > 1).sum() == 3, "then nothing is sent there any more"
+    assert 3 <= (trials["attempts"] > 1).sum() <= 4, "what ran there by then, and nothing after"
     assert len(results.about["nodes_left_out"]) == 1
     assert "is left out from now on" in study.log()
     assert bad.node_id[:8] in study.log()
