@@ -11,10 +11,10 @@ from contracts.load_contract import MODEL, level
 from contracts.scripted_server import ScriptedServer, streaming
 from rich.console import Console
 
-from tuner.evaluate import Step
 from tuner.load.base import LoadResult, Target
 from tuner.load.client import NativeClient
 from tuner.load.limit import client_limit
+from tuner.measure import Step
 from tuner.metrics import RequestRecord, summarise
 from tuner.report import html, terminal
 from tuner.rows import step_row

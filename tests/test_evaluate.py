@@ -15,10 +15,11 @@ import processes
 import pytest
 
 from tuner.engines import make_engine
-from tuner.evaluate import Report, evaluate, measure
+from tuner.evaluate import Report, evaluate
 from tuner.failures import Cause, Stage
 from tuner.load import LOAD_GENERATORS
 from tuner.load.base import Glance, LoadResult, Target
+from tuner.measure import Rig
 from tuner.metrics import RequestError, RequestRecord
 from tuner.task import Task, make_task
 from tuner.workload import LoadLevel
@@ -142,7 +143,7 @@ def test_finished_levels_of_a_failed_trial_are_kept(tmp_path: Path) -> None:
     first, last = run(task_with(), tmp_path, load=load)
     assert first.step is not None and first.failure is None
     assert last.failure is not None and last.failure.cause is Cause.REQUEST_ERRORS
-    assert "1 of 2 requests failed (1 http status)" in last.failure.detail
+    assert "1 of 2 requests failed (1 http status 500)" in last.failure.detail
     assert (last.finished, last.failure.progress) == (1, 0.5)
     assert last.score.objective == pytest.approx(0.5)
     assert last.score.loss == pytest.approx(2050)
@@ -220,8 +221,9 @@ def test_the_cache_is_flushed_between_levels_unless_it_is_to_stay_warm(tmp_path:
     engine = make_engine(task)
     with engine.launch({}, gpu_ids=[], log_path=tmp_path / "log", timeout_s=30) as server:
         server.flush_cache = lambda: flushed.append("yes")  # type: ignore[method-assign]
+        rig = Rig(task, server, ScriptedLoad(lambda _: [GOOD]), gpus=1, deadline_s=math.inf)
         for level in task.levels(0):
-            measure(task, level, server, ScriptedLoad(lambda _: [GOOD]), gpus=1, deadline=math.inf)
+            rig.measure(level)
     assert len(flushed) == (0 if keep else 2)
 
 

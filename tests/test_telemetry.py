@@ -42,10 +42,10 @@ def page(*texts: str) -> Script:
 
 
 def figures(*texts: str) -> EngineFigures:
-    with ScriptedServer(page(*texts)) as server, watched(server.url, every_s=0.04) as seen:
-        while len(seen.samples) < 4:
+    with ScriptedServer(page(*texts)) as server, watched(server.url, every_s=0.04) as telemetry:
+        while len(telemetry.seen) < 4:
             time.sleep(0.01)
-    return seen.figures
+    return telemetry.figures()
 
 
 def test_sglang() -> None:
@@ -66,10 +66,10 @@ def test_llamacpp_says_less() -> None:
 @pytest.mark.parametrize("script", [status(404), page("<html>no</html>"), page('{"a": 1}')])
 def test_a_server_without_such_a_page_is_asked_once(script: Script) -> None:
     with ScriptedServer(script) as server:
-        with watched(server.url, every_s=0.01) as seen:
+        with watched(server.url, every_s=0.01) as telemetry:
             time.sleep(0.1)
         assert len(server.calls) == 1
-    assert seen.figures == EngineFigures()
+    assert telemetry.figures() == EngineFigures()
 
 
 def test_a_server_that_is_gone_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
 from tuner.engines.base import Engine
-from tuner.evaluate import Report, Step, scores
+from tuner.evaluate import Report, scores
 from tuner.failures import Cause, Failure, Stage
+from tuner.measure import Step
 from tuner.report.words import config_text
 from tuner.results import ResultStore
 from tuner.rows import TrialInfo, record, this_node

@@ -74,6 +74,7 @@ TRIALS = _schema(
     ("levels_planned", _I32),
     ("levels_finished", _I32),
     ("max_load", _F64),
+    ("max_loads", _TEXT),
     ("started_at", _TIME),
     ("start_s", _F64),
     ("duration_s", _F64),
@@ -116,6 +117,13 @@ STEPS = _schema(
     ("engine_kv_use_mean", _F64),
     ("engine_kv_use_max", _F64),
     ("engine_cache_hit_rate", _F64),
+    ("gpu_memory_max_bytes", _F64),
+    ("gpu_memory_max_share", _F64),
+    ("gpu_use_mean", _F64),
+    ("gpu_power_mean_w", _F64),
+    ("gpu_energy_j", _F64),
+    ("gpu_energy_per_token_j", _F64),
+    ("gpu_energy_per_output_token_j", _F64),
 )
 
 REQUESTS = _schema(
@@ -141,6 +149,7 @@ _JSON_COLUMNS = (
     ("trials", "config"),
     ("trials", "effective_args"),
     ("trials", "objectives"),
+    ("trials", "max_loads"),
     ("steps", "errors"),
 )
 

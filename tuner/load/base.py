@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tuner.metrics import RequestRecord
@@ -15,13 +15,15 @@ from tuner.workload import LoadLevel
 class Target:
     """The server that a load is put on: an OpenAI-compatible one at `base_url` (without /v1).
 
-    `tokenizer` is where the model's is to be had, a folder or a hub id, for a tool that wants one.
+    `tokenizer` is where the model's is to be had, a folder or a hub id, for a tool that wants one. With an
+    `api_key` every request bears it (`Authorization: Bearer`); no text of this object shows it.
     """
 
     base_url: str
     model: str
     extra_params: Mapping[str, Any]
     tokenizer: str = ""
+    api_key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class LoadResult:
     any request in flight. `held` counts the requests of an open loop that had to wait when they were due,
     because as many as may be were open. `warmup` are warm-up requests that were in flight when the window
     began, with a negative `sent_s`: what was served of them within it was throughput. `gaps_s` are the
-    times between successive reads that brought tokens, of all requests that succeeded.
+    times between successive reads that brought tokens, of all requests that succeeded. `started_s` is when
+    the window began (`perf_counter`; None where the tool does not tell).
     """
 
     records: tuple[RequestRecord, ...]
@@ -51,6 +54,12 @@ class LoadResult:
     gaps_s: Sequence[float] = ()
     client_lag_p99_s: float = 0.0
     client_cpu: float = 0.0
+    started_s: float | None = None
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """From when to when (`perf_counter`) it was measured; None where that is not known."""
+        return None if self.started_s is None else (self.started_s, self.started_s + self.window_s)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Requests:
         }
         asked = body["max_tokens"]
         tokens = asked if isinstance(asked, int) else prompt.output_tokens
-        return self.address.post("/v1/completions", json.dumps(body).encode()), tokens
+        return self.address.post("/v1/completions", json.dumps(body).encode(), self._target.api_key), tokens
 
 
 class _Run:
@@ -151,6 +151,7 @@ class _Run:
             gaps_s=phase.gaps_s,
             client_lag_p99_s=float(np.percentile(self._lags_s, 99)) if self._lags_s else 0.0,
             client_cpu=cpu,
+            started_s=phase.started_s,
         )
 
     async def _drive(self) -> None:

@@ -39,8 +39,8 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
     )
     if not pd.isna(row["goodput"]):
         rates += f", {words.digits(row['goodput'])} of them within the SLOs"
-    if engine := _engine_text(row):
-        rates += f"\n{engine}"
+    for others in (_engine_text(row), _gpu_text(row)):
+        rates += f"\n{others}" if others else ""
     if not pd.isna(row["client_limit"]):
         title.append(
             f"\nnot to be trusted, the load client was the limit: {row['client_limit']}", style="red"
@@ -61,3 +61,18 @@ def _engine_text(row: Mapping[str, Any]) -> str:
     if not pd.isna(row["engine_cache_hit_rate"]):
         parts.append(f"prefix cache hits {words.percent(row['engine_cache_hit_rate'])}")
     return f"the engine: {', '.join(parts)}" if parts else ""
+
+
+def _gpu_text(row: Mapping[str, Any]) -> str:
+    """What the GPUs did; empty where nobody asked them."""
+    parts = []
+    if not pd.isna(row["gpu_use_mean"]):
+        parts.append(f"{words.percent(row['gpu_use_mean'])} of the time at work")
+    if not pd.isna(row["gpu_memory_max_bytes"]):
+        gib = words.digits(row["gpu_memory_max_bytes"] / 2**30)
+        parts.append(f"{gib} GiB in use at most ({words.percent(row['gpu_memory_max_share'])})")
+    if not pd.isna(row["gpu_power_mean_w"]):
+        parts.append(f"{words.digits(row['gpu_power_mean_w'])} W")
+    if not pd.isna(row["gpu_energy_per_output_token_j"]):
+        parts.append(f"{words.digits(row['gpu_energy_per_output_token_j'])} J per output token")
+    return f"the GPUs: {', '.join(parts)}" if parts else ""

@@ -239,8 +239,6 @@ class Task(Section):
         found = []
         if not self.slo_terms.terms:
             found.append(("benchmark.find", "looks for the load that keeps the SLOs; give slo"))
-        if len(self.benchmark.traffic_scenarios) > 1:
-            found.append(("benchmark.find", "takes one traffic scenario"))
         if len(set(self.benchmark.loads())) < 2:
             found.append(("benchmark.find", "needs a lowest and a highest load to search between"))
         if not all(objective.maximise for objective in self.objectives):
