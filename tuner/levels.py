@@ -129,8 +129,7 @@ class MaxLoad:
         self._now = _load(self._levels[0])
         self._looks: list[Metrics] = []  # at the load of now
         self._found: list[Metrics] = []
-        span = math.log(_load(self._levels[-1]) / self._now) / math.log(RESOLUTION)
-        self.most = 2 * (2 + math.ceil(math.log2(max(span, 1.0))))
+        self.most = 2 * (2 + self._deepest(self._now, _load(self._levels[-1])))
 
     def next(self) -> LoadLevel | None:
         """The load of now (again, where it was near the border), or the next one to try."""
@@ -171,12 +170,18 @@ class MaxLoad:
         highest = _load(self._levels[-1])
         if self._kept is None or self._kept >= highest:
             return None
-        if self._broke is None:
-            return highest
-        middle = math.sqrt(self._kept * self._broke)
+        return highest if self._broke is None else self._middle(self._kept, self._broke)
+
+    def _middle(self, kept: float, broke: float) -> float | None:
+        """The load to try between two; None where these are near enough."""
+        middle = math.sqrt(kept * broke)
         middle = middle if self._at_rate else float(round(middle))
-        between = self._kept < middle < self._broke
-        return middle if between and self._broke / self._kept > RESOLUTION else None
+        return middle if kept < middle < broke and broke / kept > RESOLUTION else None
+
+    def _deepest(self, kept: float, broke: float) -> int:
+        """How many loads are tried between two at the most, whatever they show."""
+        middle = self._middle(kept, broke)
+        return 0 if middle is None else 1 + max(self._deepest(kept, middle), self._deepest(middle, broke))
 
 
 def _load(level: LoadLevel) -> float:
