@@ -53,8 +53,8 @@ def looking(look: Callable[[], Seen | None], every_s: float) -> Iterator[list[tu
 
 def within(seen: Sequence[tuple[float, Seen]], window: Window | None) -> list[Seen]:
     """What was seen in the window; where no look fell into it, or it is not known, all but first and last."""
-    begin_s, end_s = window or (0.0, 0.0)
-    return [it for at_s, it in seen if begin_s <= at_s <= end_s] or [it for _, it in seen[1:-1]]
+    inside = [it for at_s, it in seen if window is not None and window[0] <= at_s <= window[1]]
+    return inside or [it for _, it in seen[1:-1]]
 
 
 def rise(series: Sequence[tuple[float, float]], window: Window) -> float:
