@@ -227,6 +227,16 @@ def test_the_cache_is_flushed_between_levels_unless_it_is_to_stay_warm(tmp_path:
     assert len(flushed) == (0 if keep else 2)
 
 
+def test_a_shared_prefix_is_found_in_the_engines_cache(tmp_path: Path) -> None:
+    hits = {}
+    for ratio in (0.0, 0.8):
+        load = {"traffic_scenarios": ["D(500,8)"], "prefix_ratio": ratio, "max_requests_per_iteration": 40}
+        last = run(task_with(benchmark=load), tmp_path)[-1]
+        assert last.step is not None
+        hits[ratio] = last.step.engine.cache_hit_rate
+    assert hits == pytest.approx({0.0: 0.0, 0.8: 0.8}, abs=0.05)
+
+
 # --- glances -------------------------------------------------------------------------------------------
 
 

@@ -144,7 +144,7 @@ class Task(Section):
         load = self.benchmark
         return tuple(
             LoadLevel(
-                scenario=parse_scenario(scenario),
+                scenario=scenario,
                 concurrency=concurrency,
                 max_requests=load.max_requests_per_iteration,
                 max_time_s=load.max_time_per_iteration,
@@ -153,9 +153,10 @@ class Task(Section):
                 request_rate=rate,
                 arrivals=load.arrivals,
                 dataset=load.dataset or "",
+                prefix_tokens=load.prefix_tokens(scenario),
                 vocabulary=vocabulary_of(load.model_tokenizer or self.model.id_or_path),
             )
-            for scenario in load.traffic_scenarios
+            for scenario in map(parse_scenario, load.traffic_scenarios)
             for concurrency, rate, warmup in load.loads()
         )
 
