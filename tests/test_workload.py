@@ -199,9 +199,13 @@ def test_a_shared_prefix_is_the_same_at_every_load_and_what_follows_is_not() -> 
 
 @pytest.mark.parametrize(
     ("scenario", "share"),
-    [("D(50,5)", {"prefix_len": 40}), ("D(50,5)", {"prefix_ratio": 0.8}), ("N(90,10)/(9,2)", {"prefix_len": 40}),
-     ("U(41,90)/(2,9)", {"prefix_len": 40})],
-)  # fmt: skip
+    [
+        ("D(50,5)", {"prefix_len": 40}),
+        ("D(50,5)", {"prefix_ratio": 0.8}),
+        ("N(90,10)/(9,2)", {"prefix_len": 40}),
+        ("U(41,90)/(2,9)", {"prefix_len": 40}),
+    ],
+)
 def test_genai_benchs_options_let_all_prompts_begin_alike(scenario: str, share: dict[str, float]) -> None:
     load = {"traffic_scenarios": [scenario], "num_concurrency": [4, 8], "max_requests_per_iteration": 300}
     plain, shared = (make_task({"benchmark": {**load, **more}}).levels(3) for more in ({}, share))
