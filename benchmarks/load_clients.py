@@ -32,6 +32,7 @@ from tuner.scenarios import parse_scenario
 from tuner.workload import LoadLevel
 
 SCENARIO = f"D({INPUT_TOKENS},{TOKENS})"
+STEERING = (("latency", "mean"), ("ttft", "mean"), ("ttft", "p99"), ("tpot", "mean"))
 _LIMIT_S = 900.0  # for one run of another client
 _LOOK_S = 0.2  # between two looks at its CPU time
 _TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -93,7 +94,7 @@ class Native(Client):
             seen.requests_failed,
             (began, ended),
             result.client_lag_s,
-            client_limit(result, seen),
+            client_limit(result, seen, STEERING),
         )
 
 

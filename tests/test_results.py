@@ -126,7 +126,7 @@ ADDED = {  # since then
         "max_load",
         "max_loads",
     ),
-    *("client_lag_p99_s", "client_cpu", "client_limit"),
+    *("client_lag_mean_s", "client_lag_p99_s", "client_cpu", "client_limit"),
     *(f"engine_{field.name}" for field in fields(EngineFigures)),
     *(f"gpu_{field.name}" for field in fields(GpuFigures)),
     *("gpu_energy_per_token_j", "gpu_energy_per_output_token_j"),

@@ -26,18 +26,17 @@ _EXIT_SEEN_S = 2.0  # a broken connection is noticed before the exit code of the
 
 @dataclass(frozen=True)
 class Step:
-    """One finished load level."""
+    """One finished load level.
+
+    `client_limit` says in what way the load client was the limit, not the engine; None where it was not.
+    """
 
     level: LoadLevel
     load: LoadResult
     metrics: Metrics
     engine: EngineFigures = field(default_factory=EngineFigures)
     gpu: GpuFigures = field(default_factory=GpuFigures)
-
-    @property
-    def client_limit(self) -> str | None:
-        """In what way the load client was the limit, not the engine; None where it was not."""
-        return client_limit(self.load, self.metrics)
+    client_limit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,14 @@ class Rig:
         )
         self._believe(result, metrics)
         kept = replace(result, warmup=(), gaps_s=())  # all that is wanted of these is known
-        return Step(level, kept, metrics, telemetry.figures(result.window), meter.figures(result.window))
+        return Step(
+            level,
+            kept,
+            metrics,
+            telemetry.figures(result.window),
+            meter.figures(result.window),
+            client_limit(result, metrics, task.steering),
+        )
 
     def _target(self) -> Target:
         load, server = self.task.benchmark, self.server

@@ -106,6 +106,7 @@ STEPS = _schema(
     ("goodput", _F64),
     ("success_rate", _F64),
     ("client_lag_s", _F64),
+    ("client_lag_mean_s", _F64),
     ("client_lag_p99_s", _F64),
     ("client_cpu", _F64),
     ("client_limit", _TEXT),

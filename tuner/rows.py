@@ -115,7 +115,7 @@ def _objectives(task: Task, report: Report) -> str | None:
 
 def step_row(step: Step) -> dict[str, Any]:
     """Columns of `steps` without study, trial and step."""
-    metrics, closed = step.metrics, step.level.request_rate is None
+    metrics, lag, closed = step.metrics, step.load.client_lag, step.level.request_rate is None
     row: dict[str, Any] = {
         "scenario": str(step.level.scenario),
         "concurrency": step.level.concurrency if closed else None,
@@ -133,7 +133,8 @@ def step_row(step: Step) -> dict[str, Any]:
         "goodput": metrics.goodput,
         "success_rate": metrics.success_rate,
         "client_lag_s": step.load.client_lag_s,
-        "client_lag_p99_s": step.load.client_lag_p99_s,
+        "client_lag_mean_s": None if lag is None else lag.mean,
+        "client_lag_p99_s": None if lag is None else lag.p99,
         "client_cpu": step.load.client_cpu,
         "client_limit": step.client_limit,
         "late_p99_s": None if metrics.late is None else metrics.late.p99,

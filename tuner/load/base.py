@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tuner.metrics import RequestRecord
+from tuner.metrics import Distribution, RequestRecord
 from tuner.workload import LoadLevel
 
 
@@ -33,9 +33,9 @@ class LoadResult:
     `window_s` is the length of the measured window: from the first measured request's sending to the
     moment at which a slot came free and stayed so, because the number or the time was reached (so the
     concurrency is whole within it); in an open loop, to when the next request would have been due.
-    `client_lag_s` is the longest time for which the client itself kept its event loop busy, and
-    `client_lag_p99_s` the 99th percentile of how late the loop was; `client_cpu` is the share of one core
-    that it used (a tool that does not tell has zeros). `aborted` says
+    `client_lag_s` is the longest time for which the client's event loop answered nothing, `client_lag` how
+    late it was at any moment; `client_cpu` is the share of one core that it used (a tool that does not tell
+    has zeros and None). `aborted` says
     that the run ended early because `healthy` said no, `stalled` that it did because nothing came back for
     any request in flight. `held` counts the requests of an open loop that had to wait when they were due,
     because as many as may be were open. `warmup` are warm-up requests that were in flight when the window
@@ -52,7 +52,7 @@ class LoadResult:
     held: int = 0
     warmup: tuple[RequestRecord, ...] = ()
     gaps_s: Sequence[float] = ()
-    client_lag_p99_s: float = 0.0
+    client_lag: Distribution | None = None
     client_cpu: float = 0.0
     started_s: float | None = None
 

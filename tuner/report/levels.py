@@ -39,7 +39,7 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
     )
     if not pd.isna(row["goodput"]):
         rates += f", {words.digits(row['goodput'])} of them within the SLOs"
-    for others in (_engine_text(row), _gpu_text(row)):
+    for others in (_engine_text(row), _gpu_text(row), _client_text(row)):
         rates += f"\n{others}" if others else ""
     if not pd.isna(row["client_limit"]):
         title.append(
@@ -76,3 +76,11 @@ def _gpu_text(row: Mapping[str, Any]) -> str:
     if not pd.isna(row["gpu_energy_per_output_token_j"]):
         parts.append(f"{words.digits(row['gpu_energy_per_output_token_j'])} J per output token")
     return f"the GPUs: {', '.join(parts)}" if parts else ""
+
+
+def _client_text(row: Mapping[str, Any]) -> str:
+    """How late the load client was itself; empty for a tool that does not tell."""
+    if pd.isna(row["client_lag_mean_s"]):
+        return ""
+    mean, p99 = (words.digits(1e3 * row[f"client_lag_{statistic}_s"]) for statistic in ("mean", "p99"))
+    return f"the client: {mean} ms late on average, {p99} ms at p99, CPU {words.percent(row['client_cpu'])}"

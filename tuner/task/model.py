@@ -135,6 +135,12 @@ class Task(Section):
         return self.slo.terms()
 
     @property
+    def steering(self) -> tuple[scoring.Steering, ...]:
+        """The statistics that decisions hang on: the objectives' and the promises'."""
+        promised = ((term.latency, term.statistic) for term in self.slo_terms.terms)
+        return tuple(dict.fromkeys((*(each.steered_by for each in self.objectives), *promised)))
+
+    @property
     def served_model_name(self) -> str:
         """The name under which the engine serves the model and requests ask for it."""
         return self.benchmark.model_name or self.model.id_or_path
