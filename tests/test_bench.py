@@ -169,6 +169,8 @@ def test_the_document_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture
             assert level[latency].keys() >= STATISTICS
             assert all(level[latency][name] > 0 for name in STATISTICS)
             assert level[latency]["ci95"] is None  # of 6 requests
+            assert level[latency]["n"] == 6
+        assert level["itl_s"]["n"] == 6 * 4
         assert level["ttft_s"]["mean"] < level["e2e_s"]["mean"]
         assert (level["requests_ok"], level["success_rate"], level["errors"]) == (6, 1.0, {})
         assert level["output_tok_s"] > 0

@@ -131,7 +131,7 @@ ADDED = {  # since then
     *(f"gpu_{field.name}" for field in fields(GpuFigures)),
     *("gpu_energy_per_token_j", "gpu_energy_per_output_token_j"),
     *(f"itl_{statistic}_s" for statistic in STATISTICS),
-    *(f"{latency}_ci95_s" for latency in LATENCIES),
+    *(f"{latency}_{added}" for latency in LATENCIES for added in ("ci95_s", "n")),
 }
 KEPT_STUDY = ROOT / "tests" / "data" / "results-v1"
 

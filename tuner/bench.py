@@ -61,7 +61,10 @@ def level_document(row: dict[str, Any]) -> dict[str, Any]:
     """Columns of `steps`, the statistics of a latency in one object: `ttft_s`, `tpot_s`, `itl_s`, `e2e_s`."""
     figures = dict(row)
     latencies = {
-        _NAMES.get(name, f"{name}_s"): {s: figures.pop(f"{name}_{s}_s") for s in (*STATISTICS, "ci95")}
+        _NAMES.get(name, f"{name}_s"): {
+            **{statistic: figures.pop(f"{name}_{statistic}_s") for statistic in (*STATISTICS, "ci95")},
+            "n": figures.pop(f"{name}_n"),
+        }
         for name in LATENCIES
     }
     return {**figures, "errors": json.loads(row["errors"]), **latencies}

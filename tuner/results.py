@@ -97,6 +97,7 @@ STEPS = _schema(
     ("errors", _TEXT),
     *((f"{latency}_{statistic}_s", _F64) for latency in LATENCIES for statistic in STATISTICS),
     *((f"{latency}_ci95_s", _F64) for latency in LATENCIES),
+    *((f"{latency}_n", _I64) for latency in LATENCIES),
     ("input_tok_s", _F64),
     ("output_tok_s", _F64),
     ("total_tok_s", _F64),

@@ -150,6 +150,7 @@ def step_row(step: Step) -> dict[str, Any]:
             value = None if distribution is None else getattr(distribution, statistic)
             row[f"{latency}_{statistic}_s"] = value
         row[f"{latency}_ci95_s"] = None if distribution is None else distribution.ci95
+        row[f"{latency}_n"] = None if distribution is None else distribution.n
     return row
 
 

@@ -25,18 +25,22 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
         title.append(f", {row['requests_failed']} failed", style="red")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("ms", style="dim")
-    for column in (*STATISTICS, "95 % of mean"):
+    for column in (*STATISTICS, "95 % of mean", "of"):
         table.add_column(column, justify="right")
     for name in LATENCIES:
         values = [row[f"{name}_{statistic}_s"] for statistic in STATISTICS]
         if not pd.isna(values[0]):
             width = row[f"{name}_ci95_s"]
             interval = "" if pd.isna(width) else f"±{words.digits(1e3 * width)}"
-            table.add_row(_NAMES[name], *(words.digits(1e3 * value) for value in values), interval)
+            count = row[f"{name}_n"]
+            of = "" if pd.isna(count) else f"{int(count):,}"
+            table.add_row(_NAMES[name], *(words.digits(1e3 * value) for value in values), interval, of)
     rates = (
         f"{words.digits(row['output_tok_s'])} output tok/s, {words.digits(row['total_tok_s'])} tok/s with "
         f"input, {words.digits(row['requests_per_s'])} requests/s"
     )
+    if row["total_tok_s"] != row["total_tok_s_per_gpu"]:
+        rates += f", {words.digits(row['total_tok_s_per_gpu'])} tok/s on each GPU"
     if not pd.isna(row["goodput"]):
         rates += f", {words.digits(row['goodput'])} of them within the SLOs"
     for others in (_engine_text(row), _gpu_text(row), _client_text(row)):
