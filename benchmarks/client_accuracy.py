@@ -198,6 +198,8 @@ def main() -> None:
         print(HEADINGS, end="")
     rows = []
     with running() as server:
+        Native().measure(server.url, 1, 1)  # what a process does once is no cost of a load level
+        server.account()
         for client in clients:
             for row in measured(
                 client, server, options.rate if client.keeps_rate else options.concurrency, options.waves

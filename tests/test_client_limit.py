@@ -47,10 +47,10 @@ def marked(
         (E2E, {"client_cpu": 0.91}, "CPU was busy 91%"),
         (E2E, {"held": 3}, "max_concurrency held 3"),
         (TTFT, {"client_lag": lags(6, 8)}, "event loop was 6.0 ms late (mean), 6% of ttft mean"),
-        (TTFT, {"client_lag": lags(4, 30)}, None),
+        (TTFT, {"client_lag": lags(2, 30)}, None),
         (E2E, {"client_lag": lags(6, 300)}, None),
         (E2E, {"client_lag": lags(60, 300)}, "60.0 ms late (mean), 6% of latency mean"),
-        (TPOT, {"client_lag": lags(30, 300)}, None),  # of 0.9 s between the first token and the last
+        (TPOT, {"client_lag": lags(20, 300)}, None),  # of 0.9 s between the first token and the last
         (TPOT, {"client_lag": lags(60, 300)}, "7% of tpot mean"),
         (TTFT_P99, {"client_lag": lags(4, 9)}, None),
         (TTFT_P99, {"client_lag": lags(4, 12)}, "event loop was 12.0 ms late (p99), 12% of ttft p99"),

@@ -224,6 +224,7 @@ def bench(
     """
     from tuner.bench import bench as measure
     from tuner.engines.attached import Attached
+    from tuner.levels import levels_of
     from tuner.live import report_line
     from tuner.report import level_table
     from tuner.report.words import SIMULATED, max_loads_text, promises_text
@@ -233,7 +234,8 @@ def bench(
     task = load_task(task_path)
     server = Attached(task, base_url, gpus, _api_key(api_key_env))
     seed = (task.optimization.seed or 0) if seed is None else seed
-    count = len(task.levels(seed))
+    most = levels_of(task, seed).most
+    count = f"up to {most}" if task.benchmark.find else f"{most}"
     console = _console(stderr=as_json)
     if server.simulated:
         console.print(SIMULATED, style="bold yellow")
