@@ -19,7 +19,8 @@ from tuner.engines.simulator.scheduler import Scheduler
 from tuner.engines.simulator.virtual import ClosedLoop, build, closed_loop
 from tuner.errors import UsageError
 from tuner.failures import Cause, Failure, Stage
-from tuner.metrics import Metrics, RequestRecord, summarise
+from tuner.levels import levels_of
+from tuner.metrics import RequestRecord, summarise
 from tuner.objective import FAILED_TIER, Score, score
 from tuner.prompts import prompts
 from tuner.task import Task
@@ -34,10 +35,9 @@ def predict(task: Task, config: Config, seed: int) -> Score:
 
     A load at a rate is taken for a closed loop of as many streams as that rate keeps open (Little's law).
     """
-    engine = SimulatorEngine(task)
-    metrics: list[Metrics] = []
+    engine, levels = SimulatorEngine(task), levels_of(task, seed)
     failure = None
-    for level in task.levels(seed):
+    while (level := levels.next()) is not None:
         try:
             loop = _served(engine, config, level)
         except (ModelNotFound, StartFailure, SystemExit) as refused:
@@ -49,8 +49,8 @@ def predict(task: Task, config: Config, seed: int) -> Score:
         ]
         promises = task.slo_terms.of_each_request
         gpus = engine.gpus(config)
-        metrics.append(summarise(records, window_s=loop.duration_s, gpus=gpus, promises=promises))
-    return score(task.objective, task.slo_terms, metrics, failure)
+        levels.saw(summarise(records, window_s=loop.duration_s, gpus=gpus, promises=promises))
+    return score(task.objective, task.slo_terms, levels.judged, failure)
 
 
 def _served(engine: SimulatorEngine, config: Config, level: LoadLevel) -> ClosedLoop:
