@@ -2,7 +2,8 @@
 
 It answers each request with its first token `FIRST_S` after arrival and one more every `EACH_S`, `TOKENS`
 in all. Each token is aimed at an absolute deadline, so that lateness does not add up, and the server gives
-an account of how late it was.
+an account of what it really did, by which a client's figures are judged. A request costs it little: the
+body is not read, and the head of the answer goes with the first token.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import ClassVar, cast
 
 import numpy as np
@@ -41,19 +42,35 @@ def _completion(finish_reason: str | None = None, **more: object) -> bytes:
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _TOKEN = _completion()
+_FIRST = _HEAD + _TOKEN
 _USAGE = {"prompt_tokens": INPUT_TOKENS, "completion_tokens": TOKENS, "total_tokens": INPUT_TOKENS + TOKENS}
 _LAST = _completion("length") + _completion(choices=[], usage=_USAGE) + _chunk("[DONE]") + b"0\r\n\r\n"
 
 
+Pair = tuple[float, float]  # of (mean, 99th percentile)
+
+
 @dataclass(frozen=True)
 class Account:
-    """What the server saw of a run: `perf_counter` times (one clock for all processes), lateness in s."""
+    """What the server did in a run: times by `perf_counter` (one clock for all processes), all in s.
+
+    `requests` has the arrival, the first token's and the last token's time of each that was served, in the
+    order of arrival.
+    """
 
     first_arrival_s: float
     last_token_s: float
     lateness_mean_s: float
-    lateness_p99_s: float
     tokens: int
+    cpu_s: float
+    requests: Sequence[tuple[float, float, float]]
+
+    def latencies_s(self, last: int) -> tuple[Pair, Pair, Pair]:
+        """TTFT, TPOT and e2e of the requests that arrived last: a client's warm-up goes before them."""
+        arrival, first, end = np.array(self.requests[-last:]).T
+        pairs = (first - arrival, (end - first) / (TOKENS - 1), end - arrival)
+        ttft, tpot, e2e = ((float(np.mean(all_s)), float(np.percentile(all_s, 99))) for all_s in pairs)
+        return ttft, tpot, e2e
 
 
 class _Schedule(asyncio.Protocol):
@@ -61,12 +78,13 @@ class _Schedule(asyncio.Protocol):
 
     arrivals: ClassVar[list[float]] = []
     lateness: ClassVar[list[float]] = []
-    last_token_s: ClassVar[float] = 0.0
+    served: ClassVar[list[tuple[float, float, float]]] = []
+    cpu_s: ClassVar[float] = 0.0  # at the last account
 
     def __init__(self) -> None:
         self._received = b""
         self._sent = 0
-        self._arrived_s = 0.0
+        self._arrived_s = self._first_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,7 +104,6 @@ class _Schedule(asyncio.Protocol):
             return
         self._arrived_s, self._sent = now, 0
         self.arrivals.append(now)
-        self._transport.write(_HEAD)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,25 +116,30 @@ class _Schedule(asyncio.Protocol):
 
     def _send(self, due_s: float) -> None:
         self._sent += 1
-        self._transport.write(_TOKEN if self._sent < TOKENS else _LAST)
-        _Schedule.last_token_s = perf_counter()
-        self.lateness.append(_Schedule.last_token_s - due_s)
+        self._transport.write(_LAST if self._sent == TOKENS else _FIRST if self._sent == 1 else _TOKEN)
+        now = perf_counter()
+        self.lateness.append(now - due_s)
+        if self._sent == 1:
+            self._first_s = now
         if self._sent < TOKENS:
             self._wait()
+        else:
+            self.served.append((self._arrived_s, self._first_s, now))
 
     @classmethod
     def account(cls) -> Account:
         """The account of everything since the last one."""
-        late = cls.lateness or [0.0]
+        before_s, cls.cpu_s = cls.cpu_s, process_time()
         account = Account(
             first_arrival_s=min(cls.arrivals, default=0.0),
-            last_token_s=cls.last_token_s,
-            lateness_mean_s=float(np.mean(late)),
-            lateness_p99_s=float(np.percentile(late, 99)),
+            last_token_s=max((last_s for *_, last_s in cls.served), default=0.0),
+            lateness_mean_s=float(np.mean(cls.lateness or [0.0])),
             tokens=len(cls.lateness),
+            cpu_s=cls.cpu_s - before_s,
+            requests=sorted(cls.served),
         )
-        cls.arrivals.clear()
-        cls.lateness.clear()
+        for kept in (cls.arrivals, cls.lateness, cls.served):
+            kept.clear()
         return account
 
 

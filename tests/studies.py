@@ -57,7 +57,7 @@ class Made:
             name: pa.Table.from_pylist(getattr(self, name), schema=schema).to_pandas()
             for name, schema in TABLES.items()
         }
-        encoded = ("config", "effective_args", "objectives", "curve")
+        encoded = ("config", "effective_args", "objectives", "max_loads", "curve")
         for table, column in (*(("trials", name) for name in encoded), ("steps", "errors")):
             texts = frames[table][column]
             frames[table][column] = [json.loads(text) if isinstance(text, str) else {} for text in texts]

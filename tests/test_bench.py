@@ -12,9 +12,11 @@ from contracts.scripted_server import Call, Script, ScriptedServer, free_port, s
 
 from tuner.bench import bench
 from tuner.cli import main
-from tuner.engines.attached import Attached
+from tuner.engines.attached import Attached, AttachedServer
+from tuner.engines.base import ServerInfo
 from tuner.errors import StudyError, UsageError
 from tuner.export import best_deployment
+from tuner.load.base import Target
 from tuner.results import ResultStore, default_root, studies
 from tuner.task import Task, make_task
 
@@ -167,6 +169,8 @@ def test_the_document_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture
             assert level[latency].keys() >= STATISTICS
             assert all(level[latency][name] > 0 for name in STATISTICS)
             assert level[latency]["ci95"] is None  # of 6 requests
+            assert level[latency]["n"] == 6
+        assert level["itl_s"]["n"] == 6 * 4
         assert level["ttft_s"]["mean"] < level["e2e_s"]["mean"]
         assert (level["requests_ok"], level["success_rate"], level["errors"]) == (6, 1.0, {})
         assert level["output_tok_s"] > 0
@@ -207,3 +211,104 @@ def test_no_server_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert tuner("bench", written(tmp_path), "--base-url", url) == 2
     assert f"no server answers at {url}" in capsys.readouterr().err
     assert studies(default_root()) == []
+
+
+# A server that asks for a key.
+
+KEY = "sk-not-to-be-found-anywhere-3f9a"
+
+
+def locked(answer: Script) -> Script:
+    """A server that answers 401 to whoever does not bear the key."""
+
+    async def script(call: Call) -> None:
+        bears = call.headers.get("authorization") == f"Bearer {KEY}"
+        await (answer if bears else status(401))(call)
+
+    return script
+
+
+def test_a_protected_server_gets_the_key_with_every_request_and_nothing_else_does(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_KEY", f" {KEY}\n")
+
+    async def answer(call: Call) -> None:
+        if call.path == "/metrics":
+            body = b"sglang:num_running_reqs 3"
+            await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        else:
+            await serving()(call)
+
+    command = ("bench", written(tmp_path), "--api-key-env", "BENCH_KEY", "--results", str(tmp_path / "kept"))
+    with ScriptedServer(locked(answer)) as server:
+        assert tuner(*command, "--base-url", server.url, "--json") == 0
+    assert {"/v1/models", "/v1/completions", "/metrics"} <= {call.path for call in server.calls}
+    assert {call.headers.get("authorization") for call in server.calls} == {f"Bearer {KEY}"}
+    said = capfd.readouterr()
+    assert json.loads(said.out)["levels"][1]["requests_ok"] == 6
+    assert KEY not in said.out + said.err
+    files = [path for folder in (tmp_path, default_root()) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".parquet" for path in files)
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    served = AttachedServer(server.url, "m", ServerInfo(""), api_key=KEY)
+    assert KEY not in repr(served) + repr(Target(server.url, "m", {}, api_key=KEY))
+
+
+def test_without_the_key_it_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ScriptedServer(locked(serving())) as server:
+        for load in ({}, {"model_name": "served"}):
+            task_file = written(tmp_path, benchmark=load)
+            assert tuner("bench", task_file, "--base-url", server.url) == 2
+            assert "answers 401; give --api-key-env" in capsys.readouterr().err
+    assert {call.path for call in server.calls} == {"/v1/models"}
+
+
+def test_a_wrong_key_is_told_by_its_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_KEY", "another")
+    with ScriptedServer(locked(serving())) as server:
+        task_file = written(tmp_path, benchmark={"model_name": "served"})
+        assert tuner("bench", task_file, "--base-url", server.url, "--api-key-env", "BENCH_KEY") == 4
+    assert "6 of 6 requests failed (6 http status 401)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [None, " ", "two\nlines", "clé"])
+def test_a_variable_without_a_key_is_refused_and_not_shown(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    value: str | None,
+) -> None:
+    if value is not None:
+        monkeypatch.setenv("BENCH_KEY", value)
+    url = f"http://127.0.0.1:{free_port()}"
+    assert tuner("bench", written(tmp_path), "--base-url", url, "--api-key-env", "BENCH_KEY") == 2
+    said = capsys.readouterr().err
+    assert "environment variable BENCH_KEY holds no key" in said
+    assert not (value or "").strip() or value not in said
+
+
+def test_a_key_does_not_follow_to_another_server(tmp_path: Path) -> None:
+    with ScriptedServer(serving()) as other:
+
+        async def elsewhere(call: Call) -> None:
+            await call.send(
+                b"HTTP/1.1 307 Moved\r\nContent-Length: 0\r\nLocation: %b%b\r\n\r\n"
+                % (other.url.encode(), call.path.encode())
+            )
+
+        with ScriptedServer(elsewhere) as server:
+            assert Attached(task(), server.url, api_key=KEY).model == "served"
+    assert other.calls and not [call for call in other.calls if "authorization" in call.headers]
+
+
+def test_a_password_in_the_url_would_be_kept_with_the_results() -> None:
+    with pytest.raises(UsageError, match="use --api-key-env"):
+        Attached(task(), "http://user:secret@127.0.0.1:80")
+
+
+def test_genai_bench_would_show_the_key() -> None:
+    with pytest.raises(UsageError, match="genai-bench shows its key"):
+        Attached(task(benchmark={"tool": "genai-bench"}), "http://127.0.0.1:80", api_key=KEY)

@@ -11,38 +11,79 @@ from contracts.load_contract import MODEL, level
 from contracts.scripted_server import ScriptedServer, streaming
 from rich.console import Console
 
-from tuner.evaluate import Step
 from tuner.load.base import LoadResult, Target
 from tuner.load.client import NativeClient
 from tuner.load.limit import client_limit
-from tuner.metrics import RequestRecord, summarise
+from tuner.measure import Step
+from tuner.metrics import Distribution, RequestRecord, summarise
+from tuner.objective import Steering
 from tuner.report import html, terminal
 from tuner.rows import step_row
+from tuner.task import make_task
+
+E2E, TTFT, TPOT, TTFT_P99 = ("latency", "mean"), ("ttft", "mean"), ("tpot", "mean"), ("ttft", "p99")
 
 
-def marked(ttft_s: float = 0.1, late_s: float | None = None, **changes: Any) -> str | None:
-    """The mark of a level whose requests all had this TTFT and this lateness."""
-    records = [RequestRecord(0.0, ttft_s, 1.0, 7, 5, late_s=late_s)] * 5
+def lags(mean_ms: float, p99_ms: float) -> Distribution:
+    """How late a loop was."""
+    mean, p99 = mean_ms / 1e3, p99_ms / 1e3
+    return Distribution(mean, mean, p99, p99, p99, 1000)
+
+
+def marked(
+    *steering: Steering, ttft_s: float = 0.1, e2e_s: float = 1.0, late_s: float | None = None, **changes: Any
+) -> str | None:
+    """The mark of a level whose requests were all alike, for one who is steered by this."""
+    records = [RequestRecord(0.0, ttft_s, e2e_s, 7, 5, late_s=late_s)] * 5
     metrics = summarise(records, window_s=1.0, gpus=1)
-    return client_limit(LoadResult(tuple(records), 1.0, **changes), metrics)
+    return client_limit(LoadResult(tuple(records), 1.0, **changes), metrics, steering or (E2E,))
 
 
 @pytest.mark.parametrize(
-    ("seen", "mark"),
+    ("steering", "seen", "mark"),
     [
-        ({}, None),
-        ({"client_cpu": 0.79, "client_lag_p99_s": 0.0099, "client_lag_s": 0.5}, None),
-        ({"client_cpu": 0.91}, "CPU was busy 91%"),
-        ({"client_lag_p99_s": 0.012}, "event loop was 12 ms late"),
-        ({"client_lag_p99_s": 0.012, "ttft_s": 0.2}, None),
-        ({"client_lag_p99_s": 0.004, "ttft_s": 0.001}, None),
-        ({"late_s": 0.02}, "sent 20 ms late"),
-        ({"held": 3, "late_s": 0.02}, "max_concurrency held 3"),
+        (E2E, {}, None),
+        (E2E, {"client_cpu": 0.79, "client_lag_s": 0.5}, None),
+        (E2E, {"client_cpu": 0.91}, "CPU was busy 91%"),
+        (E2E, {"held": 3}, "max_concurrency held 3"),
+        (TTFT, {"client_lag": lags(6, 8)}, "event loop was 6.0 ms late (mean), 6% of ttft mean"),
+        (TTFT, {"client_lag": lags(2, 30)}, None),
+        (E2E, {"client_lag": lags(6, 300)}, None),
+        (E2E, {"client_lag": lags(60, 300)}, "60.0 ms late (mean), 6% of latency mean"),
+        (TPOT, {"client_lag": lags(20, 300)}, None),  # of 0.9 s between the first token and the last
+        (TPOT, {"client_lag": lags(60, 300)}, "7% of tpot mean"),
+        (TTFT_P99, {"client_lag": lags(4, 9)}, None),
+        (TTFT_P99, {"client_lag": lags(4, 12)}, "event loop was 12.0 ms late (p99), 12% of ttft p99"),
+        (TTFT, {"client_lag": lags(0.4, 4), "ttft_s": 0.004}, None),  # a quiet machine's
+        (TTFT, {"client_lag": lags(0.6, 4), "ttft_s": 0.004}, "15% of ttft"),
+        (TTFT_P99, {"client_lag": lags(0.4, 4), "ttft_s": 0.004}, None),
+        (E2E, {"client_lag": lags(0.6, 4), "ttft_s": 0.004}, None),
+        (TTFT, {"late_s": 0.02}, "requests were sent 20.0 ms late (mean), 20% of ttft"),
+        (E2E, {"late_s": 0.02}, None),
     ],
 )
-def test_what_is_marked(seen: dict[str, Any], mark: str | None) -> None:
-    found = marked(**seen)
+def test_what_is_marked_is_what_decisions_hang_on(
+    steering: Steering, seen: dict[str, Any], mark: str | None
+) -> None:
+    found = marked(steering, **seen)
     assert (found is None) if mark is None else (found is not None and mark in found)
+
+
+def test_the_worst_of_several_is_named() -> None:
+    found = marked(E2E, TTFT_P99, TTFT, client_lag=lags(20, 15), late_s=0.01)
+    assert found is not None and "event loop was 20.0 ms late (mean), 20% of ttft mean" in found
+
+
+def test_no_request_that_succeeded_no_mark() -> None:
+    nothing = summarise([], window_s=1.0, gpus=1)
+    assert client_limit(LoadResult((), 1.0, client_lag=lags(60, 60)), nothing, (E2E, TPOT)) is None
+
+
+def test_a_task_is_steered_by_its_objectives_and_its_promises() -> None:
+    objective = {"objective": ["minimize_ttft", "maximize_throughput"]}
+    slo = {"tpot": {"threshold": 1.0}, "ttft": {"p99": {"threshold": 1}, "mean": {"threshold": 1}}}
+    assert make_task({}).steering == (E2E,)
+    assert set(make_task({"optimization": objective, "slo": slo}).steering) == {TTFT, E2E, TPOT, TTFT_P99}
 
 
 def test_a_client_that_is_kept_busy_is_marked() -> None:
@@ -55,11 +96,31 @@ def test_a_client_that_is_kept_busy_is_marked() -> None:
     load = level("D(7,30)", max_requests=2)
     with ScriptedServer(streaming(pause_s=0.05)) as server:
         result = NativeClient().run(Target(server.url, MODEL, {}), load, healthy=healthy, timeout_s=60)
-    step = Step(load, result, summarise(result.records, window_s=result.window_s, gpus=1))
+    metrics = summarise(result.records, window_s=result.window_s, gpus=1)
     assert result.client_cpu > 0.05  # of a machine that others use too
-    assert result.client_lag_p99_s > 0.1
-    assert step.client_limit is not None
-    assert step_row(step)["client_limit"] == step.client_limit
+    assert result.client_lag is not None and result.client_lag.p99 > 0.1
+    mark = client_limit(result, metrics, (TTFT,))
+    assert mark is not None
+    step = Step(load, result, metrics, client_limit=mark)
+    assert step_row(step)["client_limit"] == mark
+    assert step_row(step)["client_lag_mean_s"] == result.client_lag.mean
+
+
+def test_a_long_delay_counts_for_as_long_as_it_lasted() -> None:
+    asked = []
+
+    def healthy() -> bool:
+        asked.append(time.perf_counter())
+        if len(asked) == 2:
+            time.sleep(0.5)
+        return True
+
+    load = level("D(7,20)", max_requests=2)
+    with ScriptedServer(streaming(pause_s=0.05)) as server:
+        result = NativeClient().run(Target(server.url, MODEL, {}), load, healthy=healthy, timeout_s=60)
+    assert result.client_lag is not None
+    assert result.client_lag.mean > 0.5 * 0.5 * (0.5 / result.window_s) / 2  # of a triangle, with some room
+    assert result.client_lag.n >= 25
 
 
 def test_the_report_tells_of_marked_levels() -> None:

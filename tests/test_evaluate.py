@@ -17,10 +17,11 @@ import processes
 import pytest
 
 from tuner.engines import make_engine
-from tuner.evaluate import Limit, Report, evaluate, measure
+from tuner.evaluate import Report, evaluate
 from tuner.failures import Cause, Stage
 from tuner.load import LOAD_GENERATORS
 from tuner.load.base import Glance, LoadResult, Target
+from tuner.measure import Probe
 from tuner.metrics import RequestError, RequestRecord
 from tuner.task import Task, make_task
 from tuner.workload import LoadLevel
@@ -62,9 +63,6 @@ def run(
             glances=glances,
         )
     )
-
-
-NO_LIMIT = Limit(lambda: 0.0, math.inf)
 
 
 class ScriptedLoad:
@@ -147,7 +145,7 @@ def test_finished_levels_of_a_failed_trial_are_kept(tmp_path: Path) -> None:
     first, last = run(task_with(), tmp_path, load=load)
     assert first.step is not None and first.failure is None
     assert last.failure is not None and last.failure.cause is Cause.REQUEST_ERRORS
-    assert "1 of 2 requests failed (1 http status)" in last.failure.detail
+    assert "1 of 2 requests failed (1 http status 500)" in last.failure.detail
     assert (last.finished, last.failure.progress) == (1, 0.5)
     assert last.score.objective == pytest.approx(0.5)
     assert last.score.loss == pytest.approx(2050)
@@ -225,9 +223,20 @@ def test_the_cache_is_flushed_between_levels_unless_it_is_to_stay_warm(tmp_path:
     engine = make_engine(task)
     with engine.launch({}, gpu_ids=[], log_path=tmp_path / "log", timeout_s=30) as server:
         server.flush_cache = lambda: flushed.append("yes")  # type: ignore[method-assign]
+        probe = Probe(task, server, ScriptedLoad(lambda _: [GOOD]), gpus=1)
         for level in task.levels(0):
-            measure(task, level, server, ScriptedLoad(lambda _: [GOOD]), gpus=1, limit=NO_LIMIT)
+            probe.measure(level)
     assert len(flushed) == (0 if keep else 2)
+
+
+def test_a_shared_prefix_is_found_in_the_engines_cache(tmp_path: Path) -> None:
+    hits = {}
+    for ratio in (0.0, 0.8):
+        load = {"traffic_scenarios": ["D(500,8)"], "prefix_ratio": ratio, "max_requests_per_iteration": 40}
+        last = run(task_with(benchmark=load), tmp_path)[-1]
+        assert last.step is not None
+        hits[ratio] = last.step.engine.cache_hit_rate
+    assert hits == pytest.approx({0.0: 0.0, 0.8: 0.8}, abs=0.05)
 
 
 # --- glances -------------------------------------------------------------------------------------------

@@ -73,6 +73,13 @@ def test_it_is_asked_in_its_own_words(stand_in: Path) -> None:
     assert json.loads(asked["additional-request-params"]) == {"temperature": 0}
 
 
+def test_a_shared_prefix_is_its_own_option(stand_in: Path) -> None:
+    put(level())
+    assert "prefix-len" not in json.loads((stand_in / "asked.json").read_text())
+    put(replace(level(), prefix_tokens=4))
+    assert json.loads((stand_in / "asked.json").read_text())["prefix-len"] == "4"
+
+
 def test_failures_are_counted_whatever_its_error_rate_says(stand_in: Path) -> None:
     result = put(level())
     metrics = summarise(result.records, window_s=result.window_s, gpus=1)

@@ -24,7 +24,7 @@ from contracts.scripted_server import (
 
 from tuner.load import client
 from tuner.load.client import NativeClient
-from tuner.metrics import RequestError
+from tuner.metrics import RequestError, summarise
 from tuner.workload import LoadLevel
 
 
@@ -40,6 +40,29 @@ def test_bad_status(code: int) -> None:
         result = put(NativeClient(), server.url, level(max_requests=3))
     assert {(r.error, r.status, r.e2e_s) for r in result.records} == {(RequestError.HTTP, code, None)}
     assert server.connections == 2  # the connection is as good as before
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_server_that_asks_to_come_back_later_is_counted_and_not_waited_for(code: int) -> None:
+    """Half of its answers are refusals, with a Retry-After of an hour; the others are what was measured."""
+
+    async def script(call: Call) -> None:
+        if call.number % 2:
+            head = b"HTTP/1.1 %d Busy\r\nRetry-After: 3600\r\nContent-Length: 4\r\n\r\nbusy"
+            await call.send(head % code)
+        else:
+            await streaming()(call)
+
+    with ScriptedServer(script) as server:
+        result = put(NativeClient(), server.url, level(concurrency=2, max_requests=12), timeout_s=60)
+    refused = [r for r in result.records if r.error is RequestError.HTTP]
+    served = [r for r in result.records if r.error is None]
+    assert (len(refused), len(served)) == (6, 6)
+    assert {(r.status, r.e2e_s) for r in refused} == {(code, None)}
+    assert all(r.e2e_s is not None and r.output_tokens == 5 for r in served)
+    metrics = summarise(result.records, window_s=result.window_s, gpus=1)
+    assert (metrics.success_rate, metrics.requests_ok) == (0.5, 6)
+    assert len(server.calls) == 12 and server.connections == 2  # each asked once, over kept connections
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_evaluate import BAD, ScriptedLoad, run
 
 from tuner.errors import TaskError
-from tuner.levels import MaxLoad, levels_of
-from tuner.metrics import RequestRecord, summarise
+from tuner.levels import levels_of
+from tuner.metrics import Metrics, RequestRecord, summarise
 from tuner.plan import trial_guess_s
 from tuner.task import Task, make_task
 from tuner.workload import LoadLevel
@@ -34,14 +36,13 @@ def task(low: float = 4, high: float = 256, **load: Any) -> Task:
 def search(task: Task, ttft_s: Callable[[LoadLevel], float | None]) -> tuple[float | None, list[LoadLevel]]:
     """(the load that is found, the levels that were measured) of a server with such a TTFT."""
     levels, seen = levels_of(task, 0), []
-    assert isinstance(levels, MaxLoad)
     while (level := levels.next()) is not None:
         seen.append(level)
         ttft = ttft_s(level)
         record = None if ttft is None else RequestRecord(0.0, ttft, ttft + 1, 10, 10)
         levels.saw(None if record is None else summarise([record], window_s=1.0, gpus=1))
     assert len(seen) <= levels.most
-    return levels.max_load, seen
+    return min(levels.max_loads.values(), default=None), seen
 
 
 @pytest.mark.parametrize("border", [5, 17, 40, 100, 255])
@@ -93,24 +94,110 @@ def test_a_trial_is_scored_by_the_load_that_was_found(tmp_path: Path) -> None:
 
     reports = run(task(1, 32), tmp_path, load=ScriptedLoad(answer))
     last = reports[-1]
-    assert last.failure is None and last.done and last.max_load is not None
-    assert 9 <= last.max_load <= 10
+    assert last.failure is None and last.done
+    [load] = last.max_loads.values()
+    assert 9 <= load <= 10
     steps = [report.step for report in reports if report.step is not None]
     assert last.finished == last.planned == len(steps) == len({id(step) for step in steps})
-    [found] = {step.metrics.total_tok_s for step in steps if step.level.concurrency == last.max_load}
+    [found] = {step.metrics.total_tok_s for step in steps if step.level.concurrency == load}
     assert last.score.objective == last.score.score == pytest.approx(found)
     assert last.score.slo.met
 
 
 def test_the_lowest_load_that_is_refused_is_a_failure(tmp_path: Path) -> None:
     [last] = run(task(1, 32), tmp_path, load=ScriptedLoad(lambda level: [BAD] * 4))
-    assert last.failure is not None and last.max_load is None
+    assert last.failure is not None and not last.max_loads
+
+
+# Several scenarios.
+
+
+def test_each_scenario_has_a_search_of_its_own() -> None:
+    border = {"D(1,2)": 20.5, "D(9,2)": 7.5}
+    levels = levels_of(task(traffic_scenarios=list(border)), 0)
+    seen: dict[str, list[int]] = {}
+    while (level := levels.next()) is not None:
+        scenario = str(level.scenario)
+        seen.setdefault(scenario, []).append(level.concurrency)
+        ttft_s = level.concurrency / border[scenario]
+        levels.saw(summarise([RequestRecord(0.0, ttft_s, ttft_s + 1, 10, 10)], window_s=1.0, gpus=1))
+    assert list(seen) == list(border)
+    assert all(loads[:2] == [4, 256] for loads in seen.values())
+    assert 18 <= levels.max_loads["D(1,2)"] <= 20 and levels.max_loads["D(9,2)"] == 7
+    ttfts = sorted(metrics.ttft.mean for metrics in levels.judged if metrics.ttft)
+    assert ttfts == pytest.approx(sorted(load / border[s] for s, load in levels.max_loads.items()))
+
+
+def test_a_trial_is_scored_by_what_every_scenario_found(tmp_path: Path) -> None:
+    def answer(level: LoadLevel) -> list[RequestRecord]:
+        longer = str(level.scenario) == "D(9,2)"
+        ttft_s = level.concurrency / (4.5 if longer else 20.5)
+        return [RequestRecord(0.0, ttft_s, ttft_s + 1, 10, 10)] * level.concurrency
+
+    reports = run(task(1, 32, traffic_scenarios=["D(1,2)", "D(9,2)"]), tmp_path, load=ScriptedLoad(answer))
+    last = reports[-1]
+    assert last.failure is None and last.score.slo.met
+    assert last.max_loads["D(1,2)"] >= 19 and last.max_loads["D(9,2)"] == 4
+    found = {
+        str(step.level.scenario): step.metrics.total_tok_s
+        for step in (report.step for report in reports)
+        if step is not None and last.max_loads[str(step.level.scenario)] == step.level.concurrency
+    }
+    assert last.score.objective == pytest.approx(sum(found.values()) / 2)
+
+
+def test_a_later_scenario_whose_lowest_load_is_refused_is_a_failure(tmp_path: Path) -> None:
+    def answer(level: LoadLevel) -> list[RequestRecord]:
+        return [BAD] * 4 if str(level.scenario) == "D(9,2)" else [RequestRecord(0.0, 0.1, 0.2, 10, 10)] * 3
+
+    *_, last = run(task(1, 32, traffic_scenarios=["D(1,2)", "D(9,2)"]), tmp_path, load=ScriptedLoad(answer))
+    assert last.failure is not None and not last.max_loads
+    assert last.failure.progress == pytest.approx(last.finished / last.planned) and last.finished == 2
+
+
+def test_the_same_scenario_twice_is_searched_once() -> None:
+    assert levels_of(task(traffic_scenarios=["D(1,2)", "D(1,2)"]), 0).most == levels_of(task(), 0).most
+
+
+def shown(ttft_s: float) -> Metrics:
+    return summarise([RequestRecord(0.0, ttft_s, 9.0, 10, 10)], window_s=1.0, gpus=1)
+
+
+def test_no_search_has_more_levels_than_it_says_wherever_the_border_is() -> None:
+    kept, broke, counts = shown(0.99), shown(1.005), set()  # each so near that it is looked at twice
+    for border in range(8, 2048):
+        levels, seen = levels_of(task(7, 2047), 0), 0
+        while (level := levels.next()) is not None:
+            seen += 1
+            levels.saw(kept if level.concurrency < border else broke)
+        counts.add(seen)
+    assert max(counts) == levels.most
+
+
+@settings(max_examples=300)
+@given(
+    bounds=st.lists(st.integers(1, 4096), min_size=2, max_size=5, unique=True),
+    ttfts=st.lists(st.sampled_from([0.5, 0.99, 1.005, 2.0, None]), min_size=60, max_size=60),
+)
+def test_no_server_makes_it_measure_more_levels_than_it_says(
+    bounds: list[int], ttfts: list[float | None]
+) -> None:
+    load = {"traffic_scenarios": ["D(1,2)", "D(9,2)"], "num_concurrency": bounds}
+    levels, answers = levels_of(task(**load), 0), iter(ttfts)
+    seen, refused = 0, False
+    while not refused and levels.next() is not None:
+        seen += 1
+        ttft_s = next(answers)
+        refused = ttft_s is None and not levels.may_be_refused
+        levels.saw(None if ttft_s is None else shown(ttft_s))
+    assert seen <= levels.most
+    assert all(load == 0 or min(bounds) <= load <= max(bounds) for load in levels.max_loads.values())
 
 
 def test_what_it_needs_is_asked_for() -> None:
-    load = {"find": "max_load", "traffic_scenarios": ["D(1,2)", "D(2,2)"], "num_concurrency": [4]}
+    load = {"find": "max_load", "num_concurrency": [4]}
     with pytest.raises(TaskError) as refused:
         make_task({"benchmark": load})
-    for words in ("give slo", "one traffic scenario", "a lowest and a highest", "that is maximised"):
+    for words in ("give slo", "a lowest and a highest", "that is maximised"):
         assert words in str(refused.value)
     assert trial_guess_s(task(), "simulator") > 0

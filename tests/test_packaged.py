@@ -89,3 +89,18 @@ def test_it_is_either_an_interpreter_or_a_command() -> None:
         make_task({"engine": {"command": ["vllm", "serve"], "python": "/usr/bin/python3"}})
     with pytest.raises(TaskError, match=r"engine\.command"):
         make_task({"engine": {"command": []}})
+
+
+@pytest.mark.parametrize("order", [None, "FASTEST_FIRST"])
+def test_it_is_given_its_gpus_by_the_numbers_that_nvml_has_for_them(
+    tmp_path: Path, order: str | None
+) -> None:
+    script = tmp_path / "serve-it"
+    served = f'exec {sys.executable} -m vllm.entrypoints.cli.main serve "$@"'
+    script.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\n{served}\n")
+    script.chmod(0o755)
+    own = {} if order is None else {"CUDA_DEVICE_ORDER": order}
+    with engine([str(script)], **own).launch({}, gpu_ids=["3", "1"], log_path=tmp_path / "log", timeout_s=60):
+        seen = dict(line.partition("=")[::2] for line in (tmp_path / "seen").read_text().splitlines())
+    assert seen["CUDA_VISIBLE_DEVICES"] == "3,1"
+    assert seen["CUDA_DEVICE_ORDER"] == (order or "PCI_BUS_ID")

@@ -10,6 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from tuner.cli import cli
+from tuner.objective import Score
+from tuner.predict import predict as predict_score
+from tuner.task import make_task
 
 TASK: dict[str, Any] = {
     "task_name": "predicted",
@@ -85,3 +88,19 @@ def test_what_it_does_not_know_is_refused(tmp_path: Path, changed: dict[str, Any
 
 def test_an_unknown_gpu_is_refused(tmp_path: Path) -> None:
     assert predict(tmp_path, "--gpu", "nosuch")[0] not in (0, 4)
+
+
+def test_the_highest_load_is_looked_for_in_virtual_time_as_well() -> None:
+    def predicted(**find: str) -> Score:
+        load = {"traffic_scenarios": ["D(200,50)", "D(900,50)"], "num_concurrency": [2, 128]}
+        more: dict[str, Any] = {
+            "benchmark": {**load, "max_requests_per_iteration": 200, **find},
+            "optimization": {"objective": "maximize_throughput"},
+            "slo": {"tpot": {"threshold": 0.008}},
+        }
+        return predict_score(make_task({**TASK, **more}), {}, seed=0)
+
+    listed, searched = predicted(), predicted(find="max_load")
+    assert not listed.slo.met  # at 128 streams
+    assert searched.slo.met and searched.objective is not None and listed.objective is not None
+    assert 0 < searched.objective < listed.objective

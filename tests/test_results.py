@@ -20,12 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.engines.base import ServerInfo
+from tuner.engines.meters import GpuFigures
 from tuner.engines.sglang import SGLangEngine
 from tuner.engines.telemetry import EngineFigures
 from tuner.errors import ResultsError, StudyError
-from tuner.evaluate import Report, Step
+from tuner.evaluate import Report
 from tuner.failures import Cause, Failure, Stage
 from tuner.load.base import LoadResult
+from tuner.measure import Step
 from tuner.metrics import RequestError, RequestRecord, summarise
 from tuner.objective import score
 from tuner.results import (
@@ -124,11 +126,14 @@ ADDED = {
         "late_s",
         "goodput",
         "max_load",
+        "max_loads",
     ),
-    *("client_lag_p99_s", "client_cpu", "client_limit"),
+    *("client_lag_mean_s", "client_lag_p99_s", "client_cpu", "client_limit"),
     *(f"engine_{field.name}" for field in fields(EngineFigures)),
+    *(f"gpu_{field.name}" for field in fields(GpuFigures)),
+    *("gpu_energy_per_token_j", "gpu_energy_per_output_token_j"),
     *(f"itl_{statistic}_s" for statistic in STATISTICS),
-    *(f"{latency}_ci95_s" for latency in LATENCIES),
+    *(f"{latency}_{added}" for latency in LATENCIES for added in ("ci95_s", "n")),
 }
 KEPT_STUDY = ROOT / "tests" / "data" / "results-v1"
 
@@ -153,7 +158,7 @@ def test_a_study_that_was_written_with_fewer_columns_is_still_read() -> None:
         last = frame.iloc[-1]
         assert kept["trial"] == 1 and len(kept) > 10
         for column in TABLES[name].names:
-            if column in ("objectives", "curve"):
+            if column in ("objectives", "max_loads", "curve"):
                 assert last[column] == {}
             elif column in ("config", "effective_args", "errors"):
                 assert last[column] == json.loads(kept[column])

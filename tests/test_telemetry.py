@@ -46,10 +46,10 @@ def page(*texts: str) -> Script:
 
 
 def figures(*texts: str) -> EngineFigures:
-    with ScriptedServer(page(*texts)) as server, watched(server.url, every_s=0.04) as seen:
-        while len(seen.samples) < 4:
+    with ScriptedServer(page(*texts)) as server, watched(server.url, every_s=0.04) as telemetry:
+        while len(telemetry.seen) < 4:
             time.sleep(0.01)
-    return seen.figures
+    return telemetry.figures()
 
 
 def test_sglang() -> None:
@@ -87,18 +87,18 @@ LINES = st.builds(
 @given(st.lists(st.lists(LINES | st.text(max_size=20), max_size=8).map("\n".join), max_size=5))
 @example(["sglang:token_usage{" * 20_000])
 def test_any_pages_give_finite_figures(pages: list[str]) -> None:
-    seen = Telemetry()
-    seen.samples += [read_page(text) or {} for text in pages]
-    assert all(value is None or math.isfinite(value) for value in asdict(seen.figures).values())
+    seen = Telemetry([(float(at_s), read_page(text) or {}) for at_s, text in enumerate(pages)])
+    figures = [*asdict(seen.figures()).values(), *asdict(seen.figures((0.5, 2.5))).values()]
+    assert all(value is None or math.isfinite(value) for value in figures)
 
 
 @pytest.mark.parametrize("script", [status(404), page("<html>no</html>"), page('{"a": 1}')])
 def test_a_server_without_such_a_page_is_asked_once(script: Script) -> None:
     with ScriptedServer(script) as server:
-        with watched(server.url, every_s=0.01) as seen:
+        with watched(server.url, every_s=0.01) as telemetry:
             time.sleep(0.1)
         assert len(server.calls) == 1
-    assert seen.figures == EngineFigures()
+    assert telemetry.figures() == EngineFigures()
 
 
 def test_a_server_that_is_gone_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuner.errors import TaskError
 from tuner.prompts import prompts
 from tuner.scenarios import (
     MAX_TOKENS,
@@ -23,6 +24,7 @@ from tuner.scenarios import (
     Uniform,
     parse_scenario,
 )
+from tuner.task import make_task
 from tuner.vocabulary import WORDS
 from tuner.workload import LoadLevel
 
@@ -193,6 +195,47 @@ def test_a_shared_prefix_is_the_same_at_every_load_and_what_follows_is_not() -> 
         assert len({tuple(words[40:43]) for words in texts}) == len(texts)
     other = prompts(replace(level, seed=8))[0].text.split()
     assert other[:40] != prompts(level)[0].text.split()[:40]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "share"),
+    [
+        ("D(50,5)", {"prefix_len": 40}),
+        ("D(50,5)", {"prefix_ratio": 0.8}),
+        ("N(90,10)/(9,2)", {"prefix_len": 40}),
+        ("U(41,90)/(2,9)", {"prefix_len": 40}),
+    ],
+)
+def test_genai_benchs_options_let_all_prompts_begin_alike(scenario: str, share: dict[str, float]) -> None:
+    load = {"traffic_scenarios": [scenario], "num_concurrency": [4, 8], "max_requests_per_iteration": 300}
+    plain, shared = (make_task({"benchmark": {**load, **more}}).levels(3) for more in ({}, share))
+    beginnings, ends = set(), set()
+    for alone, level in zip(plain, shared, strict=True):
+        for other, prompt in zip(prompts(alone), prompts(level), strict=True):
+            assert prompt.input_tokens == max(other.input_tokens, 40) == len(prompt.text.split())
+            assert prompt.output_tokens == other.output_tokens
+            words = prompt.text.split()
+            beginnings.add(tuple(words[:40]))
+            ends.add(tuple(words[40:43]))
+    assert len(beginnings) == 1
+    assert len(ends) > 600
+
+
+@pytest.mark.parametrize(
+    ("load", "problem"),
+    [
+        ({"prefix_len": 5, "prefix_ratio": 0.5}, "leave one of them out"),
+        ({"prefix_len": 101}, r"longer than prompts of D\(100,100\) may be \(100 tokens\)"),
+        ({"prefix_len": 21, "traffic_scenarios": ["N(50,10)/(9,1)"]}, r"may be \(20 tokens\)"),
+        ({"prefix_len": 31, "traffic_scenarios": ["U(30,60)/(9,19)"]}, r"may be \(30 tokens\)"),
+        ({"prefix_len": 1, "traffic_scenarios": ["C(2)/(9,9)"]}, r"not with C\(2\)"),
+        ({"prefix_ratio": 0.5, "traffic_scenarios": ["U(30,60)/(9,19)"]}, "use prefix_len"),
+        ({"prefix_ratio": 1.5}, "prefix_ratio"),
+    ],
+)
+def test_a_prefix_that_does_not_fit_is_refused(load: dict[str, Any], problem: str) -> None:
+    with pytest.raises(TaskError, match=problem):
+        make_task({"benchmark": load})
 
 
 def test_a_turn_begins_with_the_turns_before_it() -> None:

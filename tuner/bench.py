@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 
 from tuner import __version__
 from tuner.engines.attached import Attached
-from tuner.evaluate import Report, Step, evaluate
+from tuner.evaluate import Report, evaluate
 from tuner.load import LOAD_GENERATORS
+from tuner.measure import Step
 from tuner.results import LATENCIES, SCHEMA_VERSION, STATISTICS, ResultStore, default_root
 from tuner.rows import TrialInfo, record, step_row, this_node
 from tuner.task import Task
@@ -33,6 +34,7 @@ class BenchOutcome:
     trial: dict[str, Any]
     steps: tuple[Step, ...]
     location: str
+    max_loads: Mapping[str, float]
 
     @property
     def exit_code(self) -> int:
@@ -49,6 +51,7 @@ class BenchOutcome:
             "base_url": self.server.base_url,
             "model": self.server.model,
             **{name: self.trial[name] for name in (*said, *why)},
+            "max_loads": dict(self.max_loads),
             "results": self.location,
             "levels": [level_document(step_row(step)) for step in self.steps],
         }
@@ -58,7 +61,10 @@ def level_document(row: dict[str, Any]) -> dict[str, Any]:
     """Columns of `steps`, the statistics of a latency in one object: `ttft_s`, `tpot_s`, `itl_s`, `e2e_s`."""
     figures = dict(row)
     latencies = {
-        _NAMES.get(name, f"{name}_s"): {s: figures.pop(f"{name}_{s}_s") for s in (*STATISTICS, "ci95")}
+        _NAMES.get(name, f"{name}_s"): {
+            **{statistic: figures.pop(f"{name}_{statistic}_s") for statistic in (*STATISTICS, "ci95")},
+            "n": figures.pop(f"{name}_n"),
+        }
         for name in LATENCIES
     }
     return {**figures, "errors": json.loads(row["errors"]), **latencies}
@@ -105,7 +111,7 @@ def bench(
         log_path="",
     )
     row = record(store, task, server, info, report, steps)
-    return BenchOutcome(server, row, tuple(steps), store.location)
+    return BenchOutcome(server, row, tuple(steps), store.location, report.max_loads)
 
 
 def _about(

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 something broke; 2 what was asked for cannot be done (noth
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import closing
@@ -219,7 +220,7 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: 
     """Runs one configuration of TASK in the foreground, without Ray; exit code 4 where it fails."""
     from tuner.evaluate import evaluate
     from tuner.live import report_line
-    from tuner.report.words import engine_text
+    from tuner.report.words import engine_text, max_loads_text
     from tuner.rig import rig
     from tuner.rows import TrialInfo, this_node, trial_row
     from tuner.task import load_task
@@ -265,15 +266,16 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: 
     elif report.failure is None:
         value, penalised = report.score.objective, report.score.score
         click.echo(f"{task.objective.name}: {value:.6g} {row['objective_unit']}, score {penalised:.6g}")
-        if report.max_load is not None:
-            click.echo(f"highest load within the SLOs: {report.max_load:g}")
+        if report.max_loads:
+            click.echo(f"highest load within the SLOs: {max_loads_text(report.max_loads)}")
     sys.exit(4 if report.failure else 0)
 
 
 @cli.command(
     epilog=_examples(
         "tuner bench configs/quickstart.json --base-url http://127.0.0.1:30000\n"
-        "tuner bench task.json --base-url http://10.0.0.7:8000 --gpus 4 --json > baseline.json"
+        "tuner bench task.json --base-url http://10.0.0.7:8000 --gpus 4 --json > baseline.json\n"
+        "tuner bench task.json --base-url https://llm.example.com --api-key-env OPENAI_API_KEY"
     )
 )
 @_task
@@ -283,9 +285,20 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: 
 )
 @_results
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="In place of the task's seed.")
+@click.option(
+    "--api-key-env",
+    metavar="NAME",
+    help="The environment variable with the key that the server asks for; sent as `Authorization: Bearer`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def bench(
-    task_path: Path, base_url: str, gpus: int, results: str | None, seed: int | None, as_json: bool
+    task_path: Path,
+    base_url: str,
+    gpus: int,
+    results: str | None,
+    seed: int | None,
+    api_key_env: str | None,
+    as_json: bool,
 ) -> None:
     """Measures a server that already runs with the load of TASK; no engine is started, nor Ray.
 
@@ -294,16 +307,18 @@ def bench(
     """
     from tuner.bench import bench as measure
     from tuner.engines.attached import Attached
+    from tuner.levels import levels_of
     from tuner.live import report_line
     from tuner.report import level_table
-    from tuner.report.words import SIMULATED, promises_text
+    from tuner.report.words import SIMULATED, max_loads_text, promises_text
     from tuner.rows import step_row
     from tuner.task import load_task
 
     task = load_task(task_path)
-    server = Attached(task, base_url, gpus)
+    server = Attached(task, base_url, gpus, _api_key(api_key_env))
     seed = (task.optimization.seed or 0) if seed is None else seed
-    count = len(task.levels(seed))
+    most = levels_of(task, seed).most
+    count = f"up to {most}" if task.benchmark.find else f"{most}"
     console = _console(stderr=as_json)
     if server.simulated:
         console.print(SIMULATED, style="bold yellow")
@@ -317,8 +332,8 @@ def bench(
         outcome = measure(task, server, seed=seed, results=results, source=str(task_path), watch=show)
     if as_json:
         click.echo(json.dumps(outcome.document(), indent=2))
-    if outcome.trial["max_load"] is not None:
-        console.print(f"Max load {outcome.trial['max_load']:g} within the SLOs", highlight=False)
+    if outcome.max_loads:
+        console.print(f"Max load {max_loads_text(outcome.max_loads)} within the SLOs", highlight=False)
     if outcome.trial["slo_met"] is not None and outcome.trial["slo_worst"]:
         console.print(f"SLOs     {promises_text(outcome.trial)}", highlight=False)
     console.print(f"Results  {outcome.location}", soft_wrap=True, highlight=False)
@@ -530,6 +545,16 @@ def _launch_text(found: StudyResults) -> str | None:
     if found.about.get("kind") == "bench" or summary(found).best is None:
         return None
     return shell(best_deployment(found)).strip()
+
+
+def _api_key(variable: str | None) -> str:
+    """The key in an environment variable; empty where none is named. Its text is in no message."""
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable() and key):
+        raise UsageError(f"--api-key-env: the environment variable {variable} holds no key")
+    return key
 
 
 def _flag_value(text: str) -> tuple[str, Value]:

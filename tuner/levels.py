@@ -5,12 +5,13 @@ keeps the SLOs. Knows nothing of engines; it is told what each level showed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from tuner.metrics import Metrics
 from tuner.objective import Slo
+from tuner.scenarios import Scenario
 from tuner.task import Task
 from tuner.workload import LoadLevel
 
@@ -22,7 +23,6 @@ class Levels(Protocol):
     """The load levels of one trial, one after the other."""
 
     most: int  # levels that there may be
-    searches: bool  # whether a level that the server refuses is an answer, not a failure
 
     def next(self) -> LoadLevel | None:
         """The next level; None when there is no other."""
@@ -33,27 +33,37 @@ class Levels(Protocol):
         ...
 
     @property
+    def may_be_refused(self) -> bool:
+        """Whether it is an answer, not a failure, that the server refuses the newest level."""
+        ...
+
+    @property
     def judged(self) -> Sequence[Metrics]:
         """What the trial is scored by."""
         ...
 
     @property
-    def max_load(self) -> float | None:
-        """The highest load that kept the SLOs, 0 where none did; None where it is not looked for."""
+    def max_loads(self) -> Mapping[str, float]:
+        """By scenario the highest load that kept the SLOs, 0 where none did; empty where not looked for."""
         ...
 
 
 def levels_of(task: Task, seed: int) -> Levels:
     """The load levels of a trial of `task`."""
     listed = task.levels(seed)
-    return MaxLoad(listed, task.slo_terms) if task.benchmark.find == "max_load" else Listed(listed)
+    if task.benchmark.find is None:
+        return Listed(listed)
+    by_scenario: dict[Scenario, list[LoadLevel]] = {}
+    for level in listed:
+        by_scenario.setdefault(level.scenario, []).append(level)
+    return InTurn([MaxLoad(levels, task.slo_terms) for levels in by_scenario.values()])
 
 
 class Listed:
     """Every level of a list, in its order."""
 
-    searches = False
-    max_load = None
+    may_be_refused = False
+    max_loads: Mapping[str, float] = {}
 
     def __init__(self, levels: Sequence[LoadLevel]) -> None:
         self.most = len(levels)
@@ -68,20 +78,50 @@ class Listed:
             self.judged.append(metrics)
 
 
+class InTurn:
+    """Several searches, one after the other; the trial is scored by what each of them finds."""
+
+    def __init__(self, searches: Sequence[MaxLoad]) -> None:
+        self.most = sum(search.most for search in searches)
+        self._begun: list[MaxLoad] = []
+        self._left = iter(searches)
+
+    def next(self) -> LoadLevel | None:
+        level = self._begun[-1].next() if self._begun else None
+        if level is None and (search := next(self._left, None)) is not None:
+            self._begun.append(search)
+            level = search.next()
+        return level
+
+    def saw(self, metrics: Metrics | None) -> None:
+        self._begun[-1].saw(metrics)
+
+    @property
+    def may_be_refused(self) -> bool:
+        return bool(self._begun[-1].judged)  # a scenario's lowest load must be served
+
+    @property
+    def judged(self) -> Sequence[Metrics]:
+        return [metrics for search in self._begun for metrics in search.judged]
+
+    @property
+    def max_loads(self) -> Mapping[str, float]:
+        return {search.scenario: search.max_load for search in self._begun if search.judged}
+
+
 class MaxLoad:
-    """The highest load between the lowest and the highest of a list that keeps the SLOs, by bisection.
+    """The highest load of one scenario, between the lowest and the highest of a list, that keeps the SLOs.
 
     Taken for granted: where a load keeps them, every lower one does. The lowest and the highest load come
     first, then the geometric middle of the two that are nearest to the border, until these are within
     `RESOLUTION`. A load near the border (`NEAR`) is measured a second time, with other prompts, and the
-    mean of both decides: a search must not turn the wrong way by chance. The trial is scored by the load
-    that is found, or by the lowest where none keeps the SLOs.
+    mean of both decides: a search must not turn the wrong way by chance. It is scored by the load that is
+    found, or by the lowest where none keeps the SLOs.
     """
-
-    searches = True
 
     def __init__(self, levels: Sequence[LoadLevel], slo: Slo) -> None:
         self._at_rate = levels[0].request_rate is not None
+        self.scenario = str(levels[0].scenario)
         self._levels = sorted(levels, key=_load)
         self._slo = slo
         self._kept: float | None = None  # the highest load that is known to keep the SLOs
@@ -89,8 +129,7 @@ class MaxLoad:
         self._now = _load(self._levels[0])
         self._looks: list[Metrics] = []  # at the load of now
         self._found: list[Metrics] = []
-        span = math.log(_load(self._levels[-1]) / self._now) / math.log(RESOLUTION)
-        self.most = 2 * (2 + math.ceil(math.log2(max(span, 1.0))))
+        self.most = 2 * (2 + self._deepest(self._now, _load(self._levels[-1])))
 
     def next(self) -> LoadLevel | None:
         """The load of now (again, where it was near the border), or the next one to try."""
@@ -122,7 +161,8 @@ class MaxLoad:
         return self._found or self._looks
 
     @property
-    def max_load(self) -> float | None:
+    def max_load(self) -> float:
+        """The highest load that kept the SLOs so far, 0 where none did."""
         return self._kept or 0.0
 
     def _following(self) -> float | None:
@@ -130,12 +170,18 @@ class MaxLoad:
         highest = _load(self._levels[-1])
         if self._kept is None or self._kept >= highest:
             return None
-        if self._broke is None:
-            return highest
-        middle = math.sqrt(self._kept * self._broke)
+        return highest if self._broke is None else self._middle(self._kept, self._broke)
+
+    def _middle(self, kept: float, broke: float) -> float | None:
+        """The load to try between two; None where these are near enough."""
+        middle = math.sqrt(kept * broke)
         middle = middle if self._at_rate else float(round(middle))
-        between = self._kept < middle < self._broke
-        return middle if between and self._broke / self._kept > RESOLUTION else None
+        return middle if kept < middle < broke and broke / kept > RESOLUTION else None
+
+    def _deepest(self, kept: float, broke: float) -> int:
+        """How many loads are tried between two at the most, whatever they show."""
+        middle = self._middle(kept, broke)
+        return 0 if middle is None else 1 + max(self._deepest(kept, middle), self._deepest(middle, broke))
 
 
 def _load(level: LoadLevel) -> float:

@@ -22,6 +22,8 @@ HARD_SLO_TIER = 1000.0
 FAILED_TIER = 2000.0
 _FAILED_STAGE = 100.0
 _PENALTY_CEILING = 100.0  # log(1 + Σ penalty) saturates here, so that tiers cannot meet
+MEAN = "mean"
+Steering = tuple[str, str]  # a latency (`latency`, `ttft` or `tpot`) and the statistic of it that decides
 _SMALLEST, _LARGEST = 1e-9, 1e12  # objectives are clipped to this range before the logarithm
 
 
@@ -47,6 +49,11 @@ class Objective:
             return rate / metrics.gpus
         distribution = getattr(metrics, self.name.removeprefix("minimize_"))
         return None if distribution is None else float(distribution.mean)
+
+    @property
+    def steered_by(self) -> Steering:
+        """The latency that it hangs on: of a rate, how soon one request follows another."""
+        return "latency" if self.maximise else self.name.removeprefix("minimize_"), MEAN
 
     def unit_on(self, gpus: int) -> str:
         """The unit of a trial on so many GPUs; none stands in the unit of an engine on the CPU."""

@@ -61,13 +61,17 @@ class Prompts(Sequence[Prompt]):
             return self._row(index)
         if isinstance(scenario, Conversation):
             return self._turn(scenario, index)
-        if isinstance(scenario, SharedPrefix):
-            seed, name, _ = self._key  # the load apart, so that a warm cache knows it from the level before
-            prefix = self._drawn(np.random.default_rng((seed, name)), scenario.prefix_tokens)
-            words = np.concatenate((prefix, self._words(rng, scenario.suffix_tokens, index)))
-            return self._prompt(words, scenario.output_tokens)
         input_tokens, output_tokens = scenario.sample(rng)
-        return self._prompt(self._words(rng, input_tokens, index), output_tokens)
+        own = self._words(rng, max(input_tokens - len(self._prefix), 0), index)
+        return self._prompt(np.concatenate((self._prefix, own)), output_tokens)
+
+    @cached_property
+    def _prefix(self) -> np.ndarray:
+        """What all prompts begin with: the same at every load, so that a warm cache knows it."""
+        scenario, tokens = self._level.scenario, self._level.prefix_tokens
+        if isinstance(scenario, SharedPrefix):
+            tokens = scenario.prefix_tokens
+        return self._drawn(np.random.default_rng((self._key[0], tokens)), tokens)
 
     def _words(self, rng: np.random.Generator, count: int, index: int) -> np.ndarray:
         """Words by number, the first of them spelling `index`."""

@@ -24,8 +24,9 @@ from ray.tune.experiment import Trial
 from tuner.capacity import LOST_IN_A_ROW, Capacity
 from tuner.engines.base import Engine
 from tuner.errors import InfrastructureLost, ResultsError
-from tuner.evaluate import Report, Step, scores
+from tuner.evaluate import Report, scores
 from tuner.failures import Cause, Failure, Stage
+from tuner.measure import Step
 from tuner.past import Past
 from tuner.report.words import config_text
 from tuner.results import ResultStore

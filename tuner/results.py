@@ -83,6 +83,7 @@ TRIALS = _schema(
     ("levels_planned", _I32),
     ("levels_finished", _I32),
     ("max_load", _F64),
+    ("max_loads", _TEXT),
     ("started_at", _TIME),
     ("start_s", _F64),
     ("duration_s", _F64),
@@ -105,6 +106,7 @@ STEPS = _schema(
     ("errors", _TEXT),
     *((f"{latency}_{statistic}_s", _F64) for latency in LATENCIES for statistic in STATISTICS),
     *((f"{latency}_ci95_s", _F64) for latency in LATENCIES),
+    *((f"{latency}_n", _I64) for latency in LATENCIES),
     ("input_tok_s", _F64),
     ("output_tok_s", _F64),
     ("total_tok_s", _F64),
@@ -114,6 +116,7 @@ STEPS = _schema(
     ("goodput", _F64),
     ("success_rate", _F64),
     ("client_lag_s", _F64),
+    ("client_lag_mean_s", _F64),
     ("client_lag_p99_s", _F64),
     ("client_cpu", _F64),
     ("client_limit", _TEXT),
@@ -125,6 +128,13 @@ STEPS = _schema(
     ("engine_kv_use_mean", _F64),
     ("engine_kv_use_max", _F64),
     ("engine_cache_hit_rate", _F64),
+    ("gpu_memory_max_bytes", _F64),
+    ("gpu_memory_max_share", _F64),
+    ("gpu_use_mean", _F64),
+    ("gpu_power_mean_w", _F64),
+    ("gpu_energy_j", _F64),
+    ("gpu_energy_per_token_j", _F64),
+    ("gpu_energy_per_output_token_j", _F64),
 )
 
 REQUESTS = _schema(
@@ -151,6 +161,7 @@ _JSON_COLUMNS = (
     ("trials", "effective_args"),
     ("trials", "objectives"),
     ("trials", "curve"),
+    ("trials", "max_loads"),
     ("steps", "errors"),
 )
 

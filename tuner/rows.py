@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from tuner.engines.base import Config, Engine
-from tuner.evaluate import Report, Step
+from tuner.evaluate import Report
+from tuner.measure import Step
 from tuner.results import LATENCIES, STATISTICS, ResultStore
 from tuner.task import Task
 
@@ -97,7 +98,8 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "lost": "\n".join(info.lost) or None,
         "levels_planned": report.planned,
         "levels_finished": report.finished,
-        "max_load": report.max_load,
+        "max_load": min(report.max_loads.values(), default=None),
+        "max_loads": json.dumps(dict(report.max_loads)) if report.max_loads else None,
         "started_at": info.started_at,
         "start_s": report.start_s,
         "duration_s": info.duration_s,
@@ -120,7 +122,7 @@ def _objectives(task: Task, report: Report) -> str | None:
 
 def step_row(step: Step) -> dict[str, Any]:
     """Columns of `steps` without study, trial and step."""
-    metrics, closed = step.metrics, step.level.request_rate is None
+    metrics, lag, closed = step.metrics, step.load.client_lag, step.level.request_rate is None
     row: dict[str, Any] = {
         "scenario": str(step.level.scenario),
         "concurrency": step.level.concurrency if closed else None,
@@ -138,12 +140,16 @@ def step_row(step: Step) -> dict[str, Any]:
         "goodput": metrics.goodput,
         "success_rate": metrics.success_rate,
         "client_lag_s": step.load.client_lag_s,
-        "client_lag_p99_s": step.load.client_lag_p99_s,
+        "client_lag_mean_s": None if lag is None else lag.mean,
+        "client_lag_p99_s": None if lag is None else lag.p99,
         "client_cpu": step.load.client_cpu,
         "client_limit": step.client_limit,
         "late_p99_s": None if metrics.late is None else metrics.late.p99,
         "requests_held": None if closed else step.load.held,
         **{f"engine_{name}": value for name, value in asdict(step.engine).items()},
+        **{f"gpu_{name}": value for name, value in asdict(step.gpu).items()},
+        "gpu_energy_per_token_j": _per_token(step.gpu.power_mean_w, metrics.total_tok_s),
+        "gpu_energy_per_output_token_j": _per_token(step.gpu.power_mean_w, metrics.output_tok_s),
     }
     for latency in LATENCIES:
         distribution = getattr(metrics, latency)
@@ -151,7 +157,13 @@ def step_row(step: Step) -> dict[str, Any]:
             value = None if distribution is None else getattr(distribution, statistic)
             row[f"{latency}_{statistic}_s"] = value
         row[f"{latency}_ci95_s"] = None if distribution is None else distribution.ci95
+        row[f"{latency}_n"] = None if distribution is None else distribution.n
     return row
+
+
+def _per_token(power_w: float | None, tok_s: float) -> float | None:
+    """Joules; None where the power is not known, or no token came."""
+    return None if power_w is None or tok_s == 0 else power_w / tok_s
 
 
 def request_rows(step: Step) -> list[dict[str, Any]]:

@@ -49,6 +49,11 @@ class Deterministic:
         """The one size there is."""
         return self.input_tokens, self.output_tokens
 
+    @property
+    def shortest_input(self) -> int:
+        """The one length there is."""
+        return self.input_tokens
+
     def __str__(self) -> str:
         return f"D({self.input_tokens},{self.output_tokens})"
 
@@ -70,6 +75,11 @@ class Normal:
         """Two independent draws, cut down to whole tokens."""
         drawn_in, drawn_out = rng.normal((self.mean_input, self.mean_output), (self.sd_input, self.sd_output))
         return _clamp(int(drawn_in), 1), _clamp(int(drawn_out), 2)
+
+    @property
+    def shortest_input(self) -> int:
+        """Three standard deviations below the mean; one draw in 740 is shorter."""
+        return max(1, self.mean_input - 3 * self.sd_input)
 
     def __str__(self) -> str:
         return f"N({self.mean_input},{self.sd_input})/({self.mean_output},{self.sd_output})"
@@ -97,6 +107,11 @@ class Uniform:
         )
         return _clamp(int(drawn_in), 1), _clamp(int(drawn_out), 2)
 
+    @property
+    def shortest_input(self) -> int:
+        """The minimum."""
+        return self.min_input
+
     def __str__(self) -> str:
         if self.min_input == self.min_output == 1:
             return f"U({self.max_input},{self.max_output})"
@@ -114,6 +129,10 @@ class SharedPrefix:
     def __post_init__(self) -> None:
         _check_tokens(self.prefix_tokens + self.suffix_tokens, self.suffix_tokens, self.output_tokens)
         _check_tokens(self.prefix_tokens, least=0)
+
+    def sample(self, rng: np.random.Generator) -> tuple[int, int]:
+        """The one size there is."""
+        return self.prefix_tokens + self.suffix_tokens, self.output_tokens
 
     def __str__(self) -> str:
         return f"P({self.prefix_tokens},{self.suffix_tokens})/{self.output_tokens}"

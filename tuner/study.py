@@ -96,7 +96,7 @@ def run_study(
     version, secrets = adapter.version(), referenced(task.engine.env, os.environ)
     setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual)
     root = str(results or default_root())
-    wanted = study or (newest_of(task, root) if resume else None)
+    wanted = newest_of(task, root) if resume and study is None else study
     store = ResultStore(root, _study_name(task, wanted))
     if not (resume and store.exists()):
         store = _new_store(store, wanted=wanted is not None)

@@ -24,7 +24,8 @@ class LoadLevel:
 
     With a `request_rate` (requests/s) the loop is open: requests are due by `arrivals`, whatever became of
     those before, and `concurrency` is only the most that may be open at once. `dataset` is the file of a
-    scenario that takes its requests from one; `vocabulary` is what prompts are made of.
+    scenario that takes its requests from one; `vocabulary` is what prompts are made of. All prompts of a
+    scenario with sizes begin with the same `prefix_tokens`.
     """
 
     scenario: Scenario
@@ -37,6 +38,7 @@ class LoadLevel:
     arrivals: Arrivals = "poisson"
     dataset: str = ""
     vocabulary: Vocabulary = USUAL
+    prefix_tokens: int = 0
 
     @property
     def load(self) -> str:

@@ -18,7 +18,7 @@ END = b"0\r\n\r\n"
 
 @dataclass
 class Call:
-    """One request as the server received it, and the way to answer it."""
+    """One request as the server received it, and the way to answer it. Its `headers` have lower case."""
 
     number: int
     path: str
@@ -26,6 +26,7 @@ class Call:
     raw: bytes
     writer: asyncio.StreamWriter
     on_connection: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
     async def send(self, *parts: bytes, pause_s: float = 0.0) -> None:
         """Writes each part by itself."""
@@ -96,9 +97,8 @@ class ScriptedServer:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
                 raw = await reader.readexactly(int(length or 0))
-                call = Call(
-                    len(self.calls), head.split()[1].decode(), json.loads(raw or "{}"), raw, writer, served
-                )
+                path, headers = head.split()[1].decode(), _headers(head)
+                call = Call(len(self.calls), path, json.loads(raw or "{}"), raw, writer, served, headers)
                 served += 1
                 self.calls.append(call)
                 self.in_flight += 1
@@ -113,6 +113,11 @@ class ScriptedServer:
             self._tasks.discard(task)
             with suppress(ConnectionError):
                 writer.close()
+
+
+def _headers(head: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in head.decode("latin-1").split("\r\n")[1:] if line)
+    return {name.lower(): value.strip() for name, _, value in lines}
 
 
 def chunk(data: bytes) -> bytes:

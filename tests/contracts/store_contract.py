@@ -35,7 +35,7 @@ def value_of(kind: pa.DataType, number: int) -> Any:
 def full_row(table: str, trial: int, **values: Any) -> dict[str, Any]:
     """A row with a value in every column."""
     row = {field.name: value_of(field.type, i + trial) for i, field in enumerate(TABLES[table])}
-    for name in ("config", "effective_args", "objectives", "curve", "errors"):
+    for name in ("config", "effective_args", "objectives", "max_loads", "curve", "errors"):
         if name in row:
             row[name] = json.dumps({"a": [1, None, "é"]})
     return {**row, "study": "first", "trial": trial, **values}
@@ -133,7 +133,7 @@ class ResultStoreContract:
             assert len(frame) == len(rows)
             for (_, got), expected in zip(frame.iterrows(), rows, strict=True):
                 for column, value in expected.items():
-                    if column in ("config", "effective_args", "objectives", "curve", "errors"):
+                    if column in ("config", "effective_args", "objectives", "max_loads", "curve", "errors"):
                         assert got[column] == json.loads(value)
                     elif column == "gpu_ids":
                         assert list(got[column]) == value
@@ -144,7 +144,7 @@ class ResultStoreContract:
         store.write_trial(row(0, score=None), [{"study": "first", "trial": 0, "step": 0}], [])
         found = store.read()
         trial, step = found.trials.iloc[0], found.steps.iloc[0]
-        encoded = ("config", "effective_args", "objectives", "curve")
+        encoded = ("config", "effective_args", "objectives", "max_loads", "curve")
         for column in set(TABLES["trials"].names) - {"study", "trial", *encoded}:
             assert trial[column] is None or pd.isna(trial[column]), column
         assert (trial["effective_args"], step["errors"]) == ({}, {})

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -25,6 +26,7 @@ _TELLS_VERSION = (
     "version",
     "props",
 )  # SGLang, its past, vLLM, llama.cpp
+_LOCKED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _NO_ANSWER = (OSError, ValueError)  # nobody there, or nobody who speaks HTTP
 
 
@@ -36,6 +38,7 @@ class AttachedServer:
     model: str
     info: ServerInfo
     start_s: float = math.nan  # it was started by another
+    api_key: str = field(default="", repr=False)
 
     def alive(self) -> bool:
         """True: there is no process to look at; a dead server shows in its requests."""
@@ -49,18 +52,26 @@ class AttachedServer:
 
 
 class Attached:
-    """The engine of a server at `base_url` (with or without `/v1`) on so many GPUs, 0 where unknown."""
+    """The engine of a server at `base_url` (with or without `/v1`) on so many GPUs, 0 where unknown.
+
+    A server that is protected gets its `api_key` with every request; it is kept nowhere else.
+    """
 
     name = "server"
 
-    def __init__(self, task: Task, base_url: str, gpus: int = 0) -> None:
+    def __init__(self, task: Task, base_url: str, gpus: int = 0, api_key: str = "") -> None:
+        if api_key and task.benchmark.tool == "genai-bench":
+            raise UsageError(
+                "--api-key-env: genai-bench shows its key to all processes and writes it to disk"
+            )
         self.base_url = _checked(base_url)
-        self.model = self._model(task)
-        self.info = ServerInfo(self._version())
+        self._api_key = api_key
+        self.model = self._model(task, api_key)
+        self.info = ServerInfo(self._version(api_key))
         self.simulated = self.info.version.startswith("simulator")
         self._gpus = gpus
 
-    def _model(self, task: Task) -> str:
+    def _model(self, task: Task, api_key: str) -> str:
         """`benchmark.model_name`, else the one model that is served, else `model.id_or_path` if it is served.
 
         UsageError where no server answers, and where the choice is not clear.
@@ -68,11 +79,11 @@ class Attached:
         url = f"{self.base_url}/v1/models"
         wanted = task.benchmark.model_name
         try:
-            served = _ids(call(url))
+            served = _ids(call(url, api_key=api_key))
         except HTTPError as error:
-            if wanted:  # it is there, and only does not list its models
+            if wanted and (api_key or error.code not in _LOCKED):  # it only does not list its models
                 return wanted
-            raise UsageError(f"{url} answers {error.code}; give benchmark.model_name in the task") from error
+            raise UsageError(f"{url} answers {error.code}; {_remedy(error.code)}") from error
         except _NO_ANSWER as error:
             raise UsageError(f"no server answers at {self.base_url}: {_reason(error)}") from error
         if wanted:
@@ -84,10 +95,10 @@ class Attached:
         names = f"{len(served)} models ({', '.join(served[:5])})" if served else "no model by name"
         raise UsageError(f"{url} lists {names}; give benchmark.model_name in the task")
 
-    def _version(self) -> str:
+    def _version(self, api_key: str) -> str:
         for path in _TELLS_VERSION:
             try:
-                said = call(f"{self.base_url}/{path}")
+                said = call(f"{self.base_url}/{path}", api_key=api_key)
             except _NO_ANSWER:
                 continue
             told = said.get("version") or said.get("build_info") if isinstance(said, dict) else None
@@ -119,19 +130,21 @@ class Attached:
         self, config: Config, *, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
     ) -> Iterator[AttachedServer]:
         """The server as it stands; see `Engine.launch`."""
-        yield AttachedServer(self.base_url, self.model, self.info)
+        yield AttachedServer(self.base_url, self.model, self.info, api_key=self._api_key)
 
 
 def _checked(base_url: str) -> str:
-    """`base_url` without a `/v1` or slashes at its end; UsageError for what is no http URL."""
+    """`base_url` without a `/v1` or slashes at its end; UsageError for no http URL, or a password."""
     try:
         url = urlsplit(base_url)
         sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
         sound = sound and not (url.query or url.fragment)
-        if url.username or url.password:
-            raise UsageError("--base-url: must hold no password, which results and process lists would show")
     except ValueError:
         sound = False
+    if sound and "@" in url.netloc:
+        raise UsageError(
+            "--base-url: must hold no password, which results and process lists would show; use --api-key-env"
+        )
     if not sound:
         raise UsageError(f"--base-url: must be http://host:port or https://host:port, got {base_url!r}")
     return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
@@ -142,6 +155,12 @@ def _ids(said: Any) -> list[str]:
     listed = said.get("data") if isinstance(said, Mapping) else None
     cards = listed if isinstance(listed, list) else []
     return [card["id"] for card in cards if isinstance(card, Mapping) and isinstance(card.get("id"), str)]
+
+
+def _remedy(status: int) -> str:
+    if status in _LOCKED:
+        return "give --api-key-env with the variable that holds its key"
+    return "give benchmark.model_name in the task"
 
 
 def _reason(error: Exception) -> str:

@@ -36,6 +36,7 @@ class RunningEngine(Protocol):
     model: str
     info: ServerInfo
     start_s: float  # seconds from the launch to the first token
+    api_key: str  # that its requests must bear; empty where it asks for none
 
     def alive(self) -> bool:
         """Whether the server's process still runs."""

@@ -36,7 +36,7 @@ class GpuUse:
 
 
 class Nvml(Protocol):
-    """What this module needs of `pynvml` (nvidia-ml-py)."""
+    """What is needed of `pynvml` (nvidia-ml-py), here and in `meters`."""
 
     def nvmlInit(self) -> None: ...
     def nvmlDeviceGetCount(self) -> int: ...
@@ -45,6 +45,9 @@ class Nvml(Protocol):
     def nvmlDeviceGetName(self, handle: Any) -> str: ...
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]: ...
+    def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any: ...
+    def nvmlDeviceGetPowerUsage(self, handle: Any) -> int: ...
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...
 
 
 def nvml() -> Nvml | None:
@@ -93,11 +96,15 @@ def _released(before: Sequence[GpuUse], now: Sequence[GpuUse]) -> bool:
     return all(use.used_bytes <= allowed.get(use.gpu, use.used_bytes) for use in now)
 
 
+def handle_of(gpu: str, library: Nvml) -> Any:
+    """NVML's handle of a GPU, by its index or its UUID; raises where it knows none."""
+    if gpu.isdigit():
+        return library.nvmlDeviceGetHandleByIndex(int(gpu))
+    return library.nvmlDeviceGetHandleByUUID(gpu)
+
+
 def _use(gpu: str, library: Nvml) -> GpuUse:
-    by_index = gpu.isdigit()
-    handle = (
-        library.nvmlDeviceGetHandleByIndex(int(gpu)) if by_index else library.nvmlDeviceGetHandleByUUID(gpu)
-    )
+    handle = handle_of(gpu, library)
     memory = library.nvmlDeviceGetMemoryInfo(handle)
     pids = [int(process.pid) for process in library.nvmlDeviceGetComputeRunningProcesses(handle)]
     processes = tuple((pid, _name(pid)) for pid in pids)

@@ -193,6 +193,7 @@ class PackagedEngine(ABC):
         name = container.new_name(self.name)
         if box is None and gpu_ids:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_ids)
+            env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts, which looks at them as well
         elif box is not None and box.cache is not None:
             env["HF_HOME"] = str(box.cache)
 

@@ -60,6 +60,7 @@ class Server:
     info: ServerInfo = field(default_factory=lambda: ServerInfo(version=""))
     start_s: float = 0.0
     flush_paths: Sequence[str] = ("flush_cache",)  # to POST to, so that cached prefixes are forgotten
+    api_key: str = ""  # it is of this trial alone, and asks for none
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -87,10 +88,15 @@ class Server:
                     time.sleep(_POLL_S)  # vLLM refuses while a request that was cut off holds its blocks
 
 
-def call(url: str, *, body: Any = None, timeout_s: float = 5.0) -> Any:
-    """GET, or POST of `body` as JSON; the answer as JSON or text. OSError unless it is 200, and whole."""
+def call(url: str, *, body: Any = None, timeout_s: float = 5.0, api_key: str = "") -> Any:
+    """GET, or POST of `body` as JSON; the answer as JSON or text. OSError unless it is 200, and whole.
+
+    A key is for this server only: where it sends one on to another, the key stays behind.
+    """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  http only
+    if api_key:
+        request.add_unredirected_header("Authorization", f"Bearer {api_key}")
     try:
         with _direct.open(request, timeout=timeout_s) as response:
             content = response.read(_MOST_BYTES + 1)

@@ -7,12 +7,12 @@ without --enable-metrics, llama.cpp without --metrics) is simply not described.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 
+from tuner.engines.looks import Window, looking, rise, within
 from tuner.engines.server import call
 
 EVERY_S = 1.0
@@ -48,16 +48,18 @@ class EngineFigures:
 
 
 class Telemetry:
-    """The samples that were taken; `figures` sums them up."""
+    """The looks that were taken; `figures` sums them up."""
 
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
+    def __init__(self, seen: Sequence[tuple[float, Sample]]) -> None:
+        self.seen = seen
 
-    @property
-    def figures(self) -> EngineFigures:
-        """Counts are added over an engine's replicas, shares averaged. The samples at either end are without
-        load, and tell only what the counters stood at."""
-        during = self.samples[1:-1]
+    def figures(self, window: Window | None = None) -> EngineFigures:
+        """Of the window that was measured, as far as looks fell into it.
+
+        Counts are added over an engine's replicas, shares averaged. The looks at either end are without
+        load, and tell only what the counters stood at.
+        """
+        during = within(self.seen, window)
         running, queued = (_series(during, names, sum) for names in (_RUNNING, _QUEUED))
         kv_use = _series(during, _KV_USE, fmean)
         return EngineFigures(
@@ -66,52 +68,33 @@ class Telemetry:
             queued_max=max(queued, default=None),
             kv_use_mean=_mean(kv_use),
             kv_use_max=max(kv_use, default=None),
-            cache_hit_rate=self._hit_rate(),
+            cache_hit_rate=self._hit_rate(during, window),
         )
 
-    def _hit_rate(self) -> float | None:
+    def _hit_rate(self, during: Sequence[Sample], window: Window | None) -> float | None:
         """From what the counters rose by; else the mean of what the engine says at each look."""
         for names in _HITS:
-            if self.samples and self.samples[-1].keys() >= set(names):
-                found, asked = (self._rise(name) for name in names)
+            if self.seen and self.seen[-1][1].keys() >= set(names):
+                found, asked = (self._rise(name, window) for name in names)
                 return found / asked if asked > 0 else None
-        return _mean(_series(self.samples[1:-1], _HIT_RATE, fmean))
+        return _mean(_series(during, _HIT_RATE, fmean))
 
-    def _rise(self, counter: str) -> float:
-        return sum(self.samples[-1][counter]) - sum(self.samples[0].get(counter, ()))
+    def _rise(self, counter: str, window: Window | None) -> float:
+        counts = [(at_s, sum(look.get(counter, ()))) for at_s, look in self.seen]
+        return rise(counts, window or (counts[0][0], counts[-1][0]))
 
 
 @contextmanager
-def watched(base_url: str, every_s: float = EVERY_S) -> Iterator[Telemetry]:
+def watched(base_url: str, api_key: str = "", every_s: float = EVERY_S) -> Iterator[Telemetry]:
     """Looks at the server's /metrics before, during and after what is done within; never raises for it."""
-    telemetry = Telemetry()
-    if (first := sample(base_url)) is None:
-        yield telemetry
-        return
-    telemetry.samples.append(first)
-    over = threading.Event()
-
-    def look() -> None:
-        pause_s = every_s / 4  # a short load level is seen as well
-        while not over.wait(pause_s):
-            pause_s = every_s
-            if (seen := sample(base_url)) is not None:
-                telemetry.samples.append(seen)
-
-    looking = threading.Thread(target=look, name="telemetry", daemon=True)
-    looking.start()
-    try:
-        yield telemetry
-    finally:
-        over.set()
-        looking.join(2 * _PATIENCE_S)
-        telemetry.samples.append(sample(base_url) or {})
+    with looking(lambda: sample(base_url, api_key), every_s) as seen:
+        yield Telemetry(seen)
 
 
-def sample(base_url: str) -> Sample | None:
+def sample(base_url: str, api_key: str = "") -> Sample | None:
     """The page as it stands; None where there is none, or nothing that is known."""
     try:
-        text = call(f"{base_url}/metrics", timeout_s=_PATIENCE_S)
+        text = call(f"{base_url}/metrics", timeout_s=_PATIENCE_S, api_key=api_key)
     except (OSError, ValueError):
         return None
     return read_page(text) if isinstance(text, str) else None

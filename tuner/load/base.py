@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tuner.metrics import RequestRecord
+from tuner.metrics import Distribution, RequestRecord
 from tuner.prompts import Prompt
 from tuner.workload import LoadLevel
 
@@ -17,13 +17,15 @@ from tuner.workload import LoadLevel
 class Target:
     """The server that a load is put on: an OpenAI-compatible one at `base_url` (without /v1).
 
-    `tokenizer` is where the model's is to be had, a folder or a hub id, for a tool that wants one.
+    `tokenizer` is where the model's is to be had, a folder or a hub id, for a tool that wants one. With an
+    `api_key` every request bears it (`Authorization: Bearer`); no text of this object shows it.
     """
 
     base_url: str
     model: str
     extra_params: Mapping[str, Any]
     tokenizer: str = ""
+    api_key: str = field(default="", repr=False)
 
 
 def completion_call(target: Target, prompt: Prompt) -> tuple[bytes, int]:
@@ -48,14 +50,15 @@ class LoadResult:
     `window_s` is the length of the measured window: from the first measured request's sending to the
     moment at which a slot came free and stayed so, because the number or the time was reached (so the
     concurrency is whole within it); in an open loop, to when the next request would have been due.
-    `client_lag_s` is the longest time for which the client itself kept its event loop busy, and
-    `client_lag_p99_s` the 99th percentile of how late the loop was; `client_cpu` is the share of one core
-    that it used (a tool that does not tell has zeros). `aborted` says
+    `client_lag_s` is the longest time for which the client's event loop answered nothing, `client_lag` how
+    late it was at any moment; `client_cpu` is the share of one core that it used (a tool that does not tell
+    has zeros and None). `aborted` says
     that the run ended early because `healthy` said no, `stalled` that it did because nothing came back for
     any request in flight. `held` counts the requests of an open loop that had to wait when they were due,
     because as many as may be were open. `warmup` are warm-up requests that were in flight when the window
     began, with a negative `sent_s`: what was served of them within it was throughput. `gaps_s` are the
-    times between successive reads that brought tokens, of all requests that succeeded.
+    times between successive reads that brought tokens, of all requests that succeeded. `started_s` is when
+    the window began (`perf_counter`; None where the tool does not tell).
     """
 
     records: tuple[RequestRecord, ...]
@@ -66,8 +69,14 @@ class LoadResult:
     held: int = 0
     warmup: tuple[RequestRecord, ...] = ()
     gaps_s: Sequence[float] = ()
-    client_lag_p99_s: float = 0.0
+    client_lag: Distribution | None = None
     client_cpu: float = 0.0
+    started_s: float | None = None
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """From when to when (`perf_counter`) it was measured; None where that is not known."""
+        return None if self.started_s is None else (self.started_s, self.started_s + self.window_s)
 
 
 @dataclass(frozen=True)

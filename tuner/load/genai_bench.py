@@ -133,6 +133,8 @@ def _command(target: Target, level: LoadLevel, folder: str) -> list[str]:
         "experiment-folder-name": "run",
         "log-dir": folder,
     }
+    if level.prefix_tokens:
+        options["prefix-len"] = level.prefix_tokens
     return [program, "benchmark", *(f"--{name}={value}" for name, value in options.items())]
 
 

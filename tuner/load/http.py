@@ -78,12 +78,13 @@ class Address:
         tls = ssl.create_default_context() if url.scheme == "https" else None
         return cls(url.hostname, url.port or (443 if tls else 80), url.path.rstrip("/"), tls)
 
-    def post(self, path: str, body: bytes) -> bytes:
-        """The bytes of a POST of JSON to `path`."""
+    def post(self, path: str, body: bytes, api_key: str = "") -> bytes:
+        """The bytes of a POST of JSON to `path`, with the key where there is one."""
         host = f"[{self.host}]" if ":" in self.host else self.host
+        bearer = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         head = (
             f"POST {self.path}{path} HTTP/1.1\r\nHost: {host}:{self.port}\r\nAccept: text/event-stream\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"{bearer}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
 

@@ -25,22 +25,26 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
         title.append(f", {row['requests_failed']} failed", style="red")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("ms", style="dim")
-    for column in (*STATISTICS, "95 % of mean"):
+    for column in (*STATISTICS, "95 % of mean", "of"):
         table.add_column(column, justify="right")
     for name in LATENCIES:
         values = [row[f"{name}_{statistic}_s"] for statistic in STATISTICS]
         if not pd.isna(values[0]):
             width = row[f"{name}_ci95_s"]
             interval = "" if pd.isna(width) else f"±{words.digits(1e3 * width)}"
-            table.add_row(_NAMES[name], *(words.digits(1e3 * value) for value in values), interval)
+            count = row[f"{name}_n"]
+            of = "" if pd.isna(count) else f"{int(count):,}"
+            table.add_row(_NAMES[name], *(words.digits(1e3 * value) for value in values), interval, of)
     rates = (
         f"{words.digits(row['output_tok_s'])} output tok/s, {words.digits(row['total_tok_s'])} tok/s with "
         f"input, {words.digits(row['requests_per_s'])} requests/s"
     )
+    if row["total_tok_s"] != row["total_tok_s_per_gpu"]:
+        rates += f", {words.digits(row['total_tok_s_per_gpu'])} tok/s on each GPU"
     if not pd.isna(row["goodput"]):
         rates += f", {words.digits(row['goodput'])} of them within the SLOs"
-    if engine := _engine_text(row):
-        rates += f"\n{engine}"
+    for others in (_engine_text(row), _gpu_text(row), _client_text(row)):
+        rates += f"\n{others}" if others else ""
     if not pd.isna(row["client_limit"]):
         title.append(
             f"\nnot to be trusted, the load client was the limit: {row['client_limit']}", style="red"
@@ -61,3 +65,26 @@ def _engine_text(row: Mapping[str, Any]) -> str:
     if not pd.isna(row["engine_cache_hit_rate"]):
         parts.append(f"prefix cache hits {words.percent(row['engine_cache_hit_rate'])}")
     return f"the engine: {', '.join(parts)}" if parts else ""
+
+
+def _gpu_text(row: Mapping[str, Any]) -> str:
+    """What the GPUs did; empty where nobody asked them."""
+    parts = []
+    if not pd.isna(row["gpu_use_mean"]):
+        parts.append(f"{words.percent(row['gpu_use_mean'])} of the time at work")
+    if not pd.isna(row["gpu_memory_max_bytes"]):
+        gib = words.digits(row["gpu_memory_max_bytes"] / 2**30)
+        parts.append(f"{gib} GiB in use at most ({words.percent(row['gpu_memory_max_share'])})")
+    if not pd.isna(row["gpu_power_mean_w"]):
+        parts.append(f"{words.digits(row['gpu_power_mean_w'])} W")
+    if not pd.isna(row["gpu_energy_per_output_token_j"]):
+        parts.append(f"{words.digits(row['gpu_energy_per_output_token_j'])} J per output token")
+    return f"the GPUs: {', '.join(parts)}" if parts else ""
+
+
+def _client_text(row: Mapping[str, Any]) -> str:
+    """How late the load client was itself; empty for a tool that does not tell."""
+    if pd.isna(row["client_lag_mean_s"]):
+        return ""
+    mean, p99 = (words.digits(1e3 * row[f"client_lag_{statistic}_s"]) for statistic in ("mean", "p99"))
+    return f"the client: {mean} ms late on average, {p99} ms at p99, CPU {words.percent(row['client_cpu'])}"

@@ -234,13 +234,28 @@ def _interval(gain: Gain) -> str:
 
 def max_load_sentence(answer: Summary) -> str:
     """`34 within the SLOs (engine's defaults: 20)`; empty where no highest load was looked for."""
-    best, baseline = answer.best, answer.baseline
-    if best is None or pd.isna(best["max_load"]):
+    best, baseline = (_max_loads(trial) for trial in (answer.best, answer.baseline))
+    if not best:
         return ""
-    text = f"{digits(float(best['max_load']), trim=True)} within the SLOs"
-    if baseline is None or pd.isna(baseline["max_load"]) or answer.defaults_are_best:
+    text = f"{max_loads_text(best)} within the SLOs"
+    if not baseline or answer.defaults_are_best:
         return text
-    return f"{text} (engine's defaults: {digits(float(baseline['max_load']), trim=True)})"
+    return f"{text} (engine's defaults: {max_loads_text(baseline)})"
+
+
+def max_loads_text(loads: Mapping[str, float]) -> str:
+    """`34`; of several scenarios `34 of D(100,100), 20 of D(2000,100)`."""
+    numbers = {scenario: digits(load, trim=True) for scenario, load in loads.items()}
+    if len(numbers) == 1:
+        return next(iter(numbers.values()))
+    return ", ".join(f"{number} of {scenario}" for scenario, number in numbers.items())
+
+
+def _max_loads(trial: Trial | None) -> Mapping[str, float]:
+    """The highest loads of a trial by scenario; empty where none was looked for."""
+    if trial is None or pd.isna(trial["max_load"]):
+        return {}
+    return trial["max_loads"] or {"": float(trial["max_load"])}  # of one scenario, by an earlier version
 
 
 def slo_sentence(answer: Summary) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from tuner.datasets import read_dataset
-from tuner.scenarios import parse_scenario
+from tuner.scenarios import MAX_TOKENS, Deterministic, Normal, Scenario, Uniform, parse_scenario
 from tuner.task.fields import Seconds, Section, Text, refuse, shown
 from tuner.workload import Arrivals
 
@@ -51,6 +51,12 @@ class Benchmark(Section):
     )
     dataset: Text | None = Field(
         None, min_length=1, description="File of the scenario `dataset`: JSON lines, or ShareGPT's format."
+    )
+    prefix_len: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="Tokens that all prompts of D, N and U begin with alike."
+    )
+    prefix_ratio: float | None = Field(
+        None, ge=0, le=1, description="The same as a share of the prompt, where all scenarios are D."
     )
     num_concurrency: list[Annotated[int, Field(ge=1, le=4096)]] = Field([4, 8], min_length=1, max_length=1000)
     request_rate: list[Annotated[float, Field(gt=0, le=10_000)]] | None = Field(
@@ -96,7 +102,30 @@ class Benchmark(Section):
                 read_dataset(self.dataset)
             except ValueError as error:
                 found.append(("dataset", f"{self.dataset}: {error}"))
-        return [*found, *self._beyond_genai_bench()]
+        return [*found, *self._prefix_problems(), *self._beyond_genai_bench()]
+
+    def prefix_tokens(self, scenario: Scenario) -> int:
+        """Tokens with which all prompts of a scenario begin alike, beside what its own form says."""
+        if self.prefix_ratio is not None and isinstance(scenario, Deterministic):
+            return int(scenario.input_tokens * self.prefix_ratio)
+        return self.prefix_len or 0
+
+    def _prefix_problems(self) -> list[tuple[str, str]]:
+        """What genai-bench refuses of its options of the same names."""
+        if self.prefix_len is None and self.prefix_ratio is None:
+            return []
+        if self.prefix_len is not None and self.prefix_ratio is not None:
+            return [("prefix_ratio", "is prefix_len in another form; leave one of them out")]
+        found = []
+        for scenario in map(parse_scenario, self.traffic_scenarios):
+            if self.prefix_ratio is not None and not isinstance(scenario, Deterministic):
+                found.append(("prefix_ratio", f"goes with D alone, not with {scenario}; use prefix_len"))
+            elif not isinstance(scenario, Deterministic | Normal | Uniform):
+                found.append(("prefix_len", f"goes with D, N and U, not with {scenario}"))
+            elif scenario.shortest_input < (self.prefix_len or 0):
+                shortest = f"{scenario.shortest_input} tokens"
+                found.append(("prefix_len", f"is longer than prompts of {scenario} may be ({shortest})"))
+        return found
 
     def _beyond_genai_bench(self) -> list[tuple[str, str]]:
         """What that tool does not do, where it is to put the load on."""

@@ -166,6 +166,12 @@ class Task(Section):
         return self.slo.terms()
 
     @property
+    def steering(self) -> tuple[scoring.Steering, ...]:
+        """The statistics that decisions hang on: the objectives' and the promises'."""
+        promised = ((term.latency, term.statistic) for term in self.slo_terms.terms)
+        return tuple(dict.fromkeys((*(each.steered_by for each in self.objectives), *promised)))
+
+    @property
     def served_model_name(self) -> str:
         """The name under which the engine serves the model and requests ask for it."""
         return self.benchmark.model_name or self.model.id_or_path
@@ -175,7 +181,7 @@ class Task(Section):
         load = self.benchmark
         return tuple(
             LoadLevel(
-                scenario=parse_scenario(scenario),
+                scenario=scenario,
                 concurrency=concurrency,
                 max_requests=load.max_requests_per_iteration,
                 max_time_s=load.max_time_per_iteration,
@@ -184,9 +190,10 @@ class Task(Section):
                 request_rate=rate,
                 arrivals=load.arrivals,
                 dataset=load.dataset or "",
+                prefix_tokens=load.prefix_tokens(scenario),
                 vocabulary=vocabulary_of(load.model_tokenizer or self.model.id_or_path),
             )
-            for scenario in load.traffic_scenarios
+            for scenario in map(parse_scenario, load.traffic_scenarios)
             for concurrency, rate, warmup in load.loads()
         )
 
@@ -269,8 +276,6 @@ class Task(Section):
         found = []
         if not self.slo_terms.terms:
             found.append(("benchmark.find", "looks for the load that keeps the SLOs; give slo"))
-        if len(self.benchmark.traffic_scenarios) > 1:
-            found.append(("benchmark.find", "takes one traffic scenario"))
         if len(set(self.benchmark.loads())) < 2:
             found.append(("benchmark.find", "needs a lowest and a highest load to search between"))
         if not all(objective.maximise for objective in self.objectives):

@@ -36,6 +36,8 @@ class VirtualServer:
 
     base_url = "virtual:"
 
+    api_key = ""  # it asks for none
+
     def __init__(self, args: ServerArgs, plan: Plan, scheduler: Scheduler, model: str) -> None:
         resolved = {**asdict(args), **{n: v for n, v in asdict(plan).items() if hasattr(args, n)}}
         self.model = model
