@@ -4,7 +4,7 @@ Three tables. **Around a trial**: the same small trials (of the simulator, in vi
 a second of real work each) as a whole study through Ray Tune with search and results, as a plain loop over
 Ray actors, and as plain Optuna, at 1, 4 and 8 at once. What a trial takes beyond its own work is
 
-    at once x (wall time from the first trial's start to the last one's end) / trials - work of one trial,
+    (wall time from the first trial's start to the last one's end) / trials - work of one trial / at once,
 
 the work being what it takes alone in the foreground; the start before the first trial stands in a column of
 its own. **Between trials**: a study over HTTP with engines that are really started; how long a GPU waits
@@ -165,7 +165,6 @@ def around(trials: int, at_once: Sequence[int]) -> list[dict[str, Any]]:
     for count in at_once:
         for name, way in WAYS.items():
             start_s, wall_s = way(task, count)
-            each_s = count * wall_s / trials
             rows.append(
                 {
                     "way": name,
@@ -174,7 +173,7 @@ def around(trials: int, at_once: Sequence[int]) -> list[dict[str, Any]]:
                     "work_s": work_s,
                     "start_s": start_s,
                     "wall_s_per_trial": wall_s / trials,
-                    "beyond_work_s": each_s - work_s,
+                    "beyond_work_s": wall_s / trials - work_s / count,
                 }
             )
     return rows
