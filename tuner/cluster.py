@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the other one prints tables at verbosity 0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+_SCRATCH, _HELD = "tuner-", "driver.lock"
 _WORKER_ENV = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}  # a relative model path stays relative to the task's folder
 
 
@@ -53,12 +56,30 @@ def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[
         with _disconnecting():
             yield
     else:
-        # Short, because the sockets below it have a limit of 107 bytes.
-        short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108  a fresh folder below it
-        with tempfile.TemporaryDirectory(prefix="tuner-", dir=short, ignore_cleanup_errors=True) as folder:
+        with _scratch() as folder:
             _start_local(folder, local_gpus if num_gpus is None else num_gpus)
             with _disconnecting():
                 yield
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for a local cluster; those of drivers that were killed are removed first.
+
+    Its path is short, because the sockets below it have a limit of 107 bytes. That its driver lives is told
+    by a lock, which the kernel releases however that ends.
+    """
+    short = Path("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir())  # noqa: S108  a fresh folder in it
+    for lock in short.glob(f"{_SCRATCH}*/{_HELD}"):
+        with suppress(OSError), lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=short, ignore_cleanup_errors=True) as folder,
+        Path(folder, _HELD).open("w") as held,
+    ):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield folder
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tuner.analysis import objective_of
 from tuner.engines import gpus
 from tuner.engines.base import Engine
 from tuner.errors import UsageError
-from tuner.failures import Cause
+from tuner.failures import INFRASTRUCTURE
 from tuner.predict import predict
 from tuner.results import ResultStore, StudyResults
 from tuner.space import SearchSpace, Value
@@ -69,9 +69,8 @@ def _known(task: Task, results: StudyResults) -> Known:
         raise UsageError(
             f"--warm-start: study {study} was of {theirs}, this task is of {task.objective.name}"
         )
-    infrastructure = {str(cause) for cause in Cause if cause.infrastructure}
     trials = results.trials
-    taught = (trials["kind"] != "baseline") & ~trials["failure_cause"].isin(infrastructure)
+    taught = (trials["kind"] != "baseline") & ~trials["failure_cause"].isin(INFRASTRUCTURE)
     taught &= ~trials["stopped_early"].fillna(value=False).astype(bool)
     known = [
         (dict(config), float(loss))

@@ -47,6 +47,9 @@ class Cause(StrEnum):
         return self in {Cause.PORT_TAKEN, Cause.GPU_IN_USE, Cause.DRIVER, Cause.NODE_LOST, Cause.INTERNAL}
 
 
+INFRASTRUCTURE = frozenset(str(cause) for cause in Cause if cause.infrastructure)  # as results have them
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a trial did not finish.

@@ -18,7 +18,7 @@ import pandas as pd
 from tuner.analysis.trials import Status, rows, status
 from tuner.engines.base import Config, Engine, Value
 from tuner.errors import StudyError, UsageError
-from tuner.failures import Cause
+from tuner.failures import INFRASTRUCTURE
 from tuner.results import ResultStore, StudyResults, studies
 from tuner.task import Task, make_task
 
@@ -161,7 +161,7 @@ def past_of(store: ResultStore, task: Task, engine: Engine, version: str, *, ado
 
 
 def _known(results: StudyResults) -> pd.DataFrame:
-    lost = results.trials["failure_cause"].isin([str(cause) for cause in Cause if cause.infrastructure])
+    lost = results.trials["failure_cause"].isin(INFRASTRUCTURE)
     known = results.trials[~lost]
     return known.assign(ended_at=known["started_at"] + pd.to_timedelta(known["duration_s"], unit="s"))
 

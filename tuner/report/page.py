@@ -72,8 +72,8 @@ def _head(results: StudyResults, title: str) -> Iterator[str]:
     if description := results.about["task"].get("description"):
         yield f"<p>{escape(description)}</p>"
     yield f'<p class="soft">{escape(words.subject(results))}</p>'
-    if limited := words.client_limit_sentence(results):
-        yield f'<p class="simulated">{escape(limited)}</p>'
+    for caveat in words.caveats(results):
+        yield f'<p class="simulated">{escape(caveat)}</p>'
     if results.skipped:
         files = "".join(f"<li>{escape(name)}</li>" for name in results.skipped)
         yield f"<details><summary>{len(results.skipped)} unreadable files</summary><ul>{files}</ul></details>"

@@ -38,8 +38,8 @@ def _title(results: StudyResults) -> Iterator[RenderableType]:
     if simulated := words.simulated_sentence(results):
         yield Text(simulated, style="bold yellow")
     yield Text.assemble((str(results.about["study"]), "bold"), f": {words.subject(results)}")
-    if limited := words.client_limit_sentence(results):
-        yield Text(limited, style="yellow")
+    for caveat in words.caveats(results):
+        yield Text(caveat, style="yellow")
     if results.skipped:
         yield Text(f"{len(results.skipped)} result files were unreadable and are left out", style="yellow")
 

@@ -23,6 +23,7 @@ from tuner.analysis import (
 )
 from tuner.analysis.answer import CONFIDENCE
 from tuner.analysis.trials import Trial, default_of, is_true
+from tuner.failures import INFRASTRUCTURE
 from tuner.objective import Objective
 from tuner.results import StudyResults
 
@@ -152,7 +153,30 @@ def _elapsed(trials: pd.DataFrame) -> str:
     return f" in {duration((ends.max() - trials['started_at'].min()).total_seconds())}"
 
 
-def client_limit_sentence(results: StudyResults) -> str:
+def caveats(results: StudyResults) -> list[str]:
+    """What a reader must know before believing the figures, a sentence or two each."""
+    return [text for text in (_client_limit(results), _infrastructure(results)) if text]
+
+
+def _infrastructure(results: StudyResults) -> str:
+    """Which trials were lost to nodes, and which nodes were left out for it."""
+    trials, left_out = results.trials, results.about.get("nodes_left_out") or []
+    lost = [cause for cause in trials["failure_cause"].dropna() if cause in INFRASTRUCTURE]
+    again = int((trials["attempts"] > 1).sum()) - len(lost)
+    parts = []
+    if again:
+        parts.append(f"{again} trial{'s were' if again != 1 else ' was'} lost by a node and run again")
+    if lost:
+        kinds = ", ".join(sorted(set(lost)))
+        parts.append(f"{len(lost)} had to be given up ({kinds}); no configuration is judged by that")
+    if left_out:
+        nodes = f"node{'s' * (len(left_out) != 1)} {', '.join(left_out)}"
+        parts.append(f"{nodes} lost one trial after the other, and got no more")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _client_limit(results: StudyResults) -> str:
     """Which load levels tell of the load client rather than of the engine; empty where none does."""
     limited = results.steps[results.steps["client_limit"].notna()]
     if limited.empty:
