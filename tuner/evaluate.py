@@ -107,8 +107,7 @@ def evaluate(
                         yield report
         yield replace(report, planned=report.finished, done=True)  # the engine has left its GPUs
     except TrialFailed as failed:
-        progress = min(report.finished / levels.most, 1.0)
-        failure = _blamed(replace(failed.failure, progress=progress), report.gpus)
+        failure = _blamed(replace(failed.failure, progress=report.finished / levels.most), report.gpus)
         worst, *others = scores(task, levels.judged, failure)
         ended = replace(report, done=True, step=None, failure=failure, max_loads={})
         yield replace(ended, score=worst, others=tuple(others))
