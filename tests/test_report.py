@@ -174,7 +174,8 @@ class TestAnswer:
         assert best is not None
         own = results.steps[results.steps["trial"] == best["trial"]]
         watts = words.digits(own["gpu_energy_j"].sum() / own["duration_s"].sum())
-        said = f"2.00 J per output token, {watts} W, 60.0 GiB in use at most (75.0 %) (engine's defaults: 3.00 J)"
+        said = f"2.00 J per output token, {watts} W, 60.0 GiB in use at most (75.0 %)"
+        said += " (engine's defaults: 3.00 J)"
         for text in (on_terminal(results), _Page(report.html(results, None)).visible):
             assert said in " ".join(text.split())
 
