@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import processes
 import pytest
 
-from tuner import run_study
+from tuner import registry, run_study
 from tuner.engines.process import LOG_BYTES
 from tuner.task import make_task
 
@@ -30,8 +31,12 @@ OUTCOMES = {
 
 
 @pytest.fixture(autouse=True)
-def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plug-ins in this process; the cluster's workers have them by PYTHONPATH."""
     monkeypatch.syspath_prepend(str(PLUGINS))
+    registry.engines.cache_clear()
+    yield
+    registry.engines.cache_clear()
 
 
 def test_a_study_of_every_fault(tmp_path: Path) -> None:

@@ -163,6 +163,22 @@ class TestAnswer:
         for text in (on_terminal(results), _Page(report.html(results, None)).visible):
             assert "34 within the SLOs (engine's defaults: 20)" in text
 
+    def test_says_what_the_gpus_drew(self) -> None:
+        results = studies.make().results()
+        assert "per output token" not in on_terminal(results)
+        tokens = results.steps["output_tok_s"] * results.steps["duration_s"]
+        results.steps["gpu_energy_j"] = 2.0 * tokens
+        results.steps.loc[results.steps["trial"] == 0, "gpu_energy_j"] = 3.0 * tokens
+        results.steps["gpu_memory_max_bytes"], results.steps["gpu_memory_max_share"] = 60.0 * 2**30, 0.75
+        best = analysis.summary(results).best
+        assert best is not None
+        own = results.steps[results.steps["trial"] == best["trial"]]
+        watts = words.digits(own["gpu_energy_j"].sum() / own["duration_s"].sum())
+        said = f"2.00 J per output token, {watts} W, 60.0 GiB in use at most (75.0 %)"
+        said += " (engine's defaults: 3.00 J)"
+        for text in (on_terminal(results), _Page(report.html(results, None)).visible):
+            assert said in " ".join(text.split())
+
     def test_counts_failures_by_cause(self) -> None:
         assert re.search(r"25\s+failed: out of memory", on_terminal(STUDIES["nothing finished"].results()))
 

@@ -113,7 +113,7 @@ def evaluate(
                         yield report
         yield replace(report, planned=report.finished, done=True)  # the engine has left its GPUs
     except TrialFailed as failed:
-        progress = min(report.finished / levels.most, 1.0)
+        progress = report.finished / levels.most
         failure = _blamed(replace(_quotable(failed.failure, environment), progress=progress), report.gpus)
         worst, *others = scores(task, levels.judged, failure)
         ended = replace(report, done=True, step=None, failure=failure, max_loads={})

@@ -5,6 +5,7 @@ Times are seconds; gains are shares (0.2: a fifth better).
 
 from tuner.analysis.advice import next_steps
 from tuner.analysis.answer import Gain, SloStatus, Summary, Verdict, summary
+from tuner.analysis.gpus import GpuUse, gpu_use
 from tuner.analysis.patterns import convergence, effects, importance, pareto, random_expectation
 from tuner.analysis.trials import (
     Status,
@@ -19,6 +20,7 @@ from tuner.analysis.trials import (
 
 __all__ = [
     "Gain",
+    "GpuUse",
     "SloStatus",
     "Status",
     "Summary",
@@ -26,6 +28,7 @@ __all__ = [
     "convergence",
     "effects",
     "finished",
+    "gpu_use",
     "importance",
     "measured",
     "next_steps",

@@ -47,7 +47,7 @@ def html(results: StudyResults, launch: str | None) -> str:
     body = "\n".join(
         [
             *_head(results, title),
-            *_answer(answer, unit, launch),
+            *_answer(results, answer, unit, launch),
             *_front(search, answer),
             *_advice(results),
             *_plots(search, answer, unit),
@@ -79,7 +79,7 @@ def _head(results: StudyResults, title: str) -> Iterator[str]:
         yield f"<details><summary>{len(results.skipped)} unreadable files</summary><ul>{files}</ul></details>"
 
 
-def _answer(answer: Summary, unit: words.Unit, launch: str | None) -> Iterator[str]:
+def _answer(results: StudyResults, answer: Summary, unit: words.Unit, launch: str | None) -> Iterator[str]:
     yield f'<section class="answer"><h2>{words.headline(answer)}</h2>'
     if answer.best is not None and not answer.defaults_are_best:
         yield _flags(answer.best, answer.baseline)
@@ -93,7 +93,10 @@ def _answer(answer: Summary, unit: words.Unit, launch: str | None) -> Iterator[s
         yield f"<dt>Gain</dt>{gain}"
         if load := words.max_load_sentence(answer):
             yield f"<dt>Max load</dt><dd>{load}</dd>"
-    yield f"<dt>SLOs</dt><dd>{escape(words.slo_sentence(answer))}</dd></dl>"
+    yield f"<dt>SLOs</dt><dd>{escape(words.slo_sentence(answer))}</dd>"
+    if gpus := words.gpu_sentence(results, answer):
+        yield f"<dt>GPUs</dt><dd>{escape(gpus)}</dd>"
+    yield "</dl>"
     if launch:
         command = f'<pre id="launch">{escape(words.copyable(launch))}</pre>'
         yield f'<div class="launch">{command}<button data-copy="launch">Copy</button></div>'

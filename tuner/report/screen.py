@@ -25,7 +25,7 @@ def terminal(results: StudyResults, launch: str | None) -> RenderableType:
     unit = words.unit_of(results)
     return Group(
         *_title(results),
-        *_answer(answer, unit),
+        *_answer(results, answer, unit),
         *_launch(launch),
         *_front(answer, objectives_of(results)),
         *_top(without_repeats(results), answer, unit),
@@ -44,7 +44,7 @@ def _title(results: StudyResults) -> Iterator[RenderableType]:
         yield Text(f"{len(results.skipped)} result files were unreadable and are left out", style="yellow")
 
 
-def _answer(answer: Summary, unit: words.Unit) -> Iterator[RenderableType]:
+def _answer(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[RenderableType]:
     if answer.best is None:
         yield _section(words.headline(answer))
         yield _indented(Text(answer.reason))
@@ -62,6 +62,8 @@ def _answer(answer: Summary, unit: words.Unit) -> Iterator[RenderableType]:
     if load := words.max_load_sentence(answer):
         facts.add_row("Max load", load)
     facts.add_row("SLOs", words.slo_sentence(answer))
+    if gpus := words.gpu_sentence(results, answer):
+        facts.add_row("GPUs", gpus)
     yield _indented(facts)
 
 

@@ -17,6 +17,7 @@ from tuner.analysis import (
     Summary,
     Verdict,
     finished,
+    gpu_use,
     objective_of,
     status,
     without_repeats,
@@ -273,6 +274,18 @@ def max_loads_text(loads: Mapping[str, float]) -> str:
     if len(numbers) == 1:
         return next(iter(numbers.values()))
     return ", ".join(f"{number} of {scenario}" for scenario, number in numbers.items())
+
+
+def gpu_sentence(results: StudyResults, answer: Summary) -> str:
+    """`0.31 J per output token, 640 W, … (engine's defaults: 0.42 J)`; empty where the GPUs did not tell."""
+    best, baseline = (gpu_use(results, trial) for trial in (answer.best, answer.baseline))
+    if best is None:
+        return ""
+    memory = f"{digits(best.memory_bytes / 2**30)} GiB in use at most ({percent(best.memory_share)})"
+    text = f"{digits(best.joules_per_output_token)} J per output token, {digits(best.power_w)} W, {memory}"
+    if baseline is None or answer.defaults_are_best:
+        return text
+    return f"{text} (engine's defaults: {digits(baseline.joules_per_output_token)} J)"
 
 
 def _max_loads(trial: Trial | None) -> Mapping[str, float]:
