@@ -137,6 +137,19 @@ REQUESTS = _schema(
     ("late_s", _F64),
 )
 
+_ABOUT: dict[str, tuple[type, ...]] = {  # what is asked of a study.json, and what it has to be
+    **dict.fromkeys(("study", "engine", "engine_version", "kind", "ended_early", "base_url"), (str,)),
+    "planned_trials": (int,),
+    "space_size": (int, float, type(None)),
+    "task": (dict,),
+    **dict.fromkeys(("task.task_name", "task.description", "task.runtime_image_tag"), (str,)),
+    **dict.fromkeys(
+        ("task.model", "task.parameters", "task.optimization", "task.slo", "task.engine"), (dict,)
+    ),
+    **dict.fromkeys(("task.model.id_or_path", "task.model.namespace"), (str,)),
+    **dict.fromkeys(("task.engine.args", "task.engine.env"), (dict,)),
+    "task.optimization.objective": (str, list),
+}
 TABLES = {"requests": REQUESTS, "steps": STEPS, "trials": TRIALS}  # in the order of writing
 
 
@@ -261,7 +274,25 @@ class ResultStore:
             frames[name] = frames[name][whole].reset_index(drop=True)
         for name, column in _JSON_COLUMNS:
             frames[name][column] = frames[name][column].map(_decoded)
-        return StudyResults(about=about, skipped=tuple(skipped), **frames)
+        return StudyResults(about=self._readable(about), skipped=tuple(skipped), **frames)
+
+    def _readable(self, about: dict[str, Any]) -> dict[str, Any]:
+        """What study.json says, with what everybody asks of it; ResultsError where that is something else.
+
+        It may have been written by another version, or by nobody who knows of studies.
+        """
+        if not isinstance(about, dict):
+            raise ResultsError(f"cannot read {self.location}: study.json holds no object")
+        about = {"study": self.study, "task": {}, **about}
+        for path, kinds in _ABOUT.items():
+            *above, key = path.split(".")
+            section: Any = about
+            for name in above:
+                section = section.get(name, {})
+            found = section.get(key, kinds)  # JSON has no tuples: one says that there is nothing
+            if not isinstance(found, (*kinds, tuple)):
+                raise ResultsError(f"cannot read {self.location}: in study.json {path} is {found!r:.60}")
+        return about
 
     def _read_table(self, name: str, schema: pa.Schema, skipped: list[str]) -> pd.DataFrame:
         selector = pa.fs.FileSelector(f"{self._folder}/{name}", allow_not_found=True)
@@ -272,11 +303,10 @@ class ResultStore:
             try:
                 table = pq.read_table(info.path, filesystem=self._fs, partitioning=None)
                 table = _with_missing_columns(table, schema).select(schema.names).cast(schema)
-                for column in (column for owner, column in _JSON_COLUMNS if owner == name):
-                    list(map(_decoded, table[column].to_pylist()))  # a foreign file is found here
+                _require_sound(table, name, info.base_name)
                 tables.append(table)
-            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-                skipped.append(f"{info.path}: {error}")
+            except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
+                skipped.append(f"{info.path}: {' '.join(str(error).split())}")
         frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
         return frame
 
@@ -311,6 +341,20 @@ def _with_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def _require_sound(table: pa.Table, name: str, file: str) -> None:
+    """ValueError or ArrowException for what is not a trial's, though it has the columns: a copy, say."""
+    number = re.fullmatch(r"([0-9]{5,9})\.parquet", file)
+    if number is None:
+        raise ValueError("is not called like a trial's")
+    table.validate(full=True)  # also that texts are UTF-8
+    if any(trial != int(number[1]) for trial in table["trial"].to_pylist()):
+        raise ValueError("holds another trial's rows")
+    if name == "trials" and len(table) != 1:
+        raise ValueError(f"holds {len(table)} rows, and a trial has one")
+    for column in (column for owner, column in _JSON_COLUMNS if owner == name):
+        list(map(_decoded, table[column].to_pylist()))
+
+
 def _filesystem(root: str | Path) -> tuple[pa.fs.FileSystem, str]:
     if "://" not in str(root):
         return pa.fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
@@ -330,5 +374,5 @@ def _filesystem(root: str | Path) -> tuple[pa.fs.FileSystem, str]:
 def _io_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+    except (OSError, pa.ArrowException, ValueError, RecursionError) as error:
         raise ResultsError(f"cannot {what}: {error}") from error
