@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SGLANG_ENV ?= .venv-sglang
+S3_ENV ?= .venv-s3
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
 
 .PHONY: help demo test test-sglang fast lint schema lock clean
@@ -13,8 +14,8 @@ help:  ## this list
 demo: $(VENV)/.installed  ## the main job: a study on the embedded simulator, about two minutes
 	@$(BIN)/tuner run configs/quickstart.json --num-gpus 8
 
-test: $(VENV)/.installed-dev  ## every test that this machine can run
-	@$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev $(S3_ENV)/.installed  ## every test that this machine can run
+	@MOTO_SERVER="$(abspath $(S3_ENV))/bin/moto_server" $(BIN)/python -m pytest
 
 # torch's CPU build and no other: the plain name may bring gigabytes of CUDA.
 test-sglang: $(VENV)/.installed-dev $(SGLANG_ENV)/.installed  ## the sglang adapter on a real SGLang without a GPU
@@ -54,6 +55,12 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	@$(PIP) -r requirements-dev.lock
+	@touch $@
+
+# A server that speaks S3, in an environment of its own: it pins other versions than we do.
+$(S3_ENV)/.installed: tests/s3/requirements.txt
+	@$(PYTHON) -m venv $(S3_ENV)
+	@$(S3_ENV)/bin/python -m pip --disable-pip-version-check --no-input install -qq -r tests/s3/requirements.txt
 	@touch $@
 
 $(SGLANG_ENV)/.installed: $(wildcard tests/sglang/*.txt)

@@ -19,7 +19,12 @@ settings.load_profile("tuner")
 
 _PLUGINS = Path(__file__).parent / "plugins"  # packages with engines of their own, as if installed
 # Tests of real engines, and tools, by the variable that names an interpreter which has it, or its command.
-_OPT_IN = {"VLLM_PYTHON": "vllm", "SGLANG_PYTHON": "sglang", "GENAI_BENCH": "genai_bench"}
+_OPT_IN = {
+    "VLLM_PYTHON": "vllm",
+    "SGLANG_PYTHON": "sglang",
+    "GENAI_BENCH": "genai_bench",
+    "MOTO_SERVER": "s3",
+}
 collect_ignore = [folder for variable, folder in _OPT_IN.items() if not os.environ.get(variable)]
 
 

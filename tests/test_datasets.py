@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from contracts.load_contract import level, put
 from contracts.scripted_server import ScriptedServer, streaming
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tuner.datasets import Row, read_dataset
 from tuner.errors import TaskError
@@ -144,3 +146,42 @@ def test_without_a_tokenizer_the_usual_words_stand_for_tokens(
     assert vocabulary_of(str(tmp_path)) is USUAL
     (tmp_path / "tokenizer.json").write_text("rubbish")
     assert vocabulary_of(str(tmp_path / "tokenizer.json")) is USUAL
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2_000_000) | st.text(st.characters(), max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["prompt", "max_tokens", "conversations", "messages", "from", "role", "value", "content"]
+            ),
+            inner | st.sampled_from(["human", "user", "gpt", "assistant"]),
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    content=st.binary(max_size=60)
+    | ANY.map(json.dumps).map(str.encode)
+    | st.lists(ANY.map(json.dumps), max_size=3).map("\n".join).map(str.encode)
+)
+@example(content=b"[" * 100_000)
+@example(
+    content=b'{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}'
+)
+def test_any_file_is_requests_or_a_value_error(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("data") / "data.jsonl"
+    path.write_bytes(content)
+    try:
+        rows = read_dataset(str(path))
+    except ValueError as wrong:
+        assert str(wrong)
+        return
+    for row in rows:
+        assert row.prompt.encode() and row.input_tokens >= 1 and row.output_tokens >= 1

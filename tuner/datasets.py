@@ -68,15 +68,21 @@ def _row(entry: Any, place: str) -> Row | None:
         raise ValueError(f"{place} is not an object")
     talk = entry.get("conversations", entry.get("messages"))
     if isinstance(talk, list):
-        return _first_exchange(talk)
+        if (exchange := _first_exchange(talk)) is not None:
+            _require_whole(exchange.prompt, place)
+        return exchange
     prompt, most = entry.get("prompt"), entry.get("max_tokens", USUAL_OUTPUT_TOKENS)
     if not isinstance(prompt, str) or not prompt:
         raise ValueError(f"{place} has no prompt")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in prompt):
-        raise ValueError(f"{place} has half a surrogate pair in its prompt")
+    _require_whole(prompt, place)
     if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= _MOST_TOKENS:
         raise ValueError(f"{place}: max_tokens must be a number from 1 to {_MOST_TOKENS}")
     return Row(prompt, _tokens(prompt), most)
+
+
+def _require_whole(prompt: str, place: str) -> None:
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in prompt):
+        raise ValueError(f"{place} has half a surrogate pair in its prompt")
 
 
 def _first_exchange(talk: list[Any]) -> Row | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString as _Quoted  # kubectl reads YAML 1.1: on is true
 
 from tuner.analysis import summary
+from tuner.analysis.trials import command_of, is_number
 from tuner.errors import StudyError
 from tuner.results import StudyResults
 from tuner.secrets import is_secret, is_switch, reference
@@ -70,26 +72,31 @@ def best_deployment(results: StudyResults) -> Deployment:
         raise StudyError(
             f"study {about['study']} has no configuration to recommend: none finished within its SLOs"
         )
-    task, engine = about["task"], about["engine"]
+    task, engine = about["task"], about.get("engine", "")
     options = task.get("engine", {})
     tag = task.get("runtime_image_tag") or _TAGS.get(engine, "latest")
+    argv, gpus = command_of(best), best["gpus"]
+    if not argv or not is_number(gpus) or math.isnan(gpus):
+        raise StudyError(f"trial {best['trial']} has no launch command on record")
     return Deployment(
-        argv=json.loads(best["command"]),
+        argv=argv,
         flags={**options.get("args", {}), **best["config"]},
-        gpus=int(best["gpus"]),
+        gpus=max(int(gpus), 0),
         name=about["study"],
         image=f"{IMAGES[engine]}:{tag}" if engine in IMAGES else "",
         model=task.get("model", {}).get("id_or_path", ""),
         namespace=task.get("model", {}).get("namespace", ""),
         env=_checked(options.get("env", {})),
-        note=_SIMULATED if about["simulated"] else "",
+        note=_SIMULATED if about.get("simulated") else "",
     )
 
 
 def _checked(env: Mapping[str, str]) -> Mapping[str, str]:
-    for name in env:
+    for name, value in env.items():
         if not _VARIABLE.fullmatch(name):  # the one word of a shell command that no quotes protect
             raise StudyError(f"the study's engine.env holds {name!r}, which is no variable's name")
+        if not isinstance(value, str):
+            raise StudyError(f"the study's engine.env.{name} is no text")
     return env
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from tuner.analysis.trials import Status, rows, status
 from tuner.engines.base import Config, Engine, Value
-from tuner.errors import StudyError, UsageError
+from tuner.errors import ResultsError, StudyError, UsageError
 from tuner.failures import INFRASTRUCTURE
 from tuner.results import ResultStore, StudyResults, studies
 from tuner.task import Task, make_task
@@ -127,7 +127,10 @@ def _require_as_begun(option: str, asked: Any, was: Any) -> None:
 def newest_of(task: Task, root: str) -> str | None:
     """The newest study in `root` of a task of this name; None where there is none."""
     for name in studies(root):
-        about = ResultStore(root, name).about()
+        try:
+            about = ResultStore(root, name).about()
+        except ResultsError:  # someone else's
+            continue
         if about.get("kind") != "bench" and about.get("task", {}).get("task_name") == task.task_name:
             return name
     return None

@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from tuner.errors import ResultsError, StudyError
 from tuner.secrets import looks_secret
 
 SCHEMA_VERSION = 1
+_READERS = 16  # files at a time: an object store takes tens of milliseconds for each
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")  # one folder's, and no path out of the root
 _NUMBERED = re.compile(r"\.?(\d+)\.parquet")  # a trial's file, or what was on its way to be one
 _PART = re.compile(r"\..+\.part")
@@ -153,6 +155,19 @@ REQUESTS = _schema(
     ("late_s", _F64),
 )
 
+_ABOUT: dict[str, tuple[type, ...]] = {  # what is asked of a study.json, and what it has to be
+    **dict.fromkeys(("study", "engine", "engine_version", "kind", "ended_early", "base_url"), (str,)),
+    "planned_trials": (int,),
+    "space_size": (int, float, type(None)),
+    "task": (dict,),
+    **dict.fromkeys(("task.task_name", "task.description", "task.runtime_image_tag"), (str,)),
+    **dict.fromkeys(
+        ("task.model", "task.parameters", "task.optimization", "task.slo", "task.engine"), (dict,)
+    ),
+    **dict.fromkeys(("task.model.id_or_path", "task.model.namespace"), (str,)),
+    **dict.fromkeys(("task.engine.args", "task.engine.env"), (dict,)),
+    "task.optimization.objective": (str, list),
+}
 TABLES = {"requests": REQUESTS, "steps": STEPS, "trials": TRIALS}  # in the order of writing
 
 
@@ -214,11 +229,12 @@ class ResultStore:
         self.root = str(root)
         self._fs, base = _filesystem(root)
         self._folder = f"{base.rstrip('/')}/{study}"
-        self.location = f"{self.root.rstrip('/')}/{study}"
+        self.location = _below(self.root, study)
 
     def exists(self) -> bool:
         """Whether the study was created."""
-        return bool(self._fs.get_file_info(f"{self._folder}/study.json").type == pa.fs.FileType.File)
+        with _io_errors(f"look for {self.location}"):
+            return bool(self._fs.get_file_info(f"{self._folder}/study.json").type == pa.fs.FileType.File)
 
     def require_new(self) -> None:
         """StudyError where the study exists already, ResultsError where nothing can be written here."""
@@ -245,12 +261,26 @@ class ResultStore:
             self._write("study.json", json.dumps({**self.about(), **about}, indent=2).encode())
 
     def about(self) -> dict[str, Any]:
-        """What study.json says. ResultsError where that is no longer readable."""
+        """What study.json says, with what everybody asks of it; ResultsError where it is something else.
+
+        It may have been written by another version, or by nobody who knows of studies.
+        """
         with (
             _io_errors(f"read {self.location}/study.json"),
             self._fs.open_input_stream(f"{self._folder}/study.json") as stream,
         ):
-            about: dict[str, Any] = json.loads(stream.read())
+            about: Any = json.loads(stream.read())
+        if not isinstance(about, dict):
+            raise ResultsError(f"cannot read {self.location}: study.json holds no object")
+        about = {"study": self.study, "task": {}, **about}
+        for path, kinds in _ABOUT.items():
+            *above, key = path.split(".")
+            section: Any = about
+            for name in above:
+                section = section.get(name, {})
+            found = section.get(key, kinds)  # JSON has no tuples: one says that there is nothing
+            if not isinstance(found, (*kinds, tuple)):
+                raise ResultsError(f"cannot read {self.location}: in study.json {path} is {found!r:.60}")
         return about
 
     def next_number(self) -> int:
@@ -311,7 +341,7 @@ class ResultStore:
         """Writes a further file of the study (a report, say) whole; returns where it lies."""
         with _io_errors(f"write {name} to {self.location}"):
             self._write(name, content)
-        return f"{self.location}/{name}"
+        return _below(self.location, name)
 
     def read(self) -> StudyResults:
         """Everything that is on disk; StudyError where there is no such study."""
@@ -333,19 +363,37 @@ class ResultStore:
     def _read_table(self, name: str, schema: pa.Schema, skipped: list[str]) -> pd.DataFrame:
         selector = pa.fs.FileSelector(f"{self._folder}/{name}", allow_not_found=True)
         tables = [schema.empty_table()]
-        for info in sorted(self._fs.get_file_info(selector), key=lambda info: (len(info.path), info.path)):
-            if not info.path.endswith(".parquet") or info.base_name.startswith("."):
-                continue
+        found = sorted(self._fs.get_file_info(selector), key=lambda info: (len(info.path), info.path))
+        files = [
+            info for info in found if info.path.endswith(".parquet") and not info.base_name.startswith(".")
+        ]
+        with ThreadPoolExecutor(_READERS) as pool:
+            contents = list(pool.map(self._content, files))
+        for info, content in zip(files, contents, strict=True):
             try:
-                table = pq.read_table(info.path, filesystem=self._fs, partitioning=None)
+                if isinstance(content, OSError):
+                    raise content
+                table = pq.read_table(pa.BufferReader(content))
                 table = _with_missing_columns(table, schema).select(schema.names).cast(schema)
-                for column in (column for owner, column in _JSON_COLUMNS if owner == name):
-                    list(map(_decoded, table[column].to_pylist()))  # a foreign file is found here
+                _require_sound(table, name, info.base_name)
                 tables.append(table)
-            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-                skipped.append(f"{info.path}: {error}")
+            except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
+                skipped.append(f"{info.path}: {' '.join(str(error).split())}")
         frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
         return frame
+
+    def _content(self, info: pa.fs.FileInfo) -> bytes | OSError:
+        """A whole file, which asked for part by part takes an object store three times as long.
+
+        The error where it cannot be read; raised where that is the network's, and says nothing of the file.
+        """
+        try:
+            with self._fs.open_input_stream(info.path) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            if isinstance(self._fs, pa.fs.LocalFileSystem) or isinstance(error, FileNotFoundError):
+                return error
+            raise
 
     def _write(self, name: str, content: Any) -> None:
         folder, _, base = f"{self._folder}/{name}".rpartition("/")
@@ -383,6 +431,26 @@ def _with_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def _require_sound(table: pa.Table, name: str, file: str) -> None:
+    """ValueError or ArrowException for what is not a trial's, though it has the columns: a copy, say."""
+    number = re.fullmatch(r"([0-9]{5,9})\.parquet", file)
+    if number is None:
+        raise ValueError("is not called like a trial's")
+    table.validate(full=True)  # also that texts are UTF-8
+    if any(trial != int(number[1]) for trial in table["trial"].to_pylist()):
+        raise ValueError("holds another trial's rows")
+    if name == "trials" and len(table) != 1:
+        raise ValueError(f"holds {len(table)} rows, and a trial has one")
+    for column in (column for owner, column in _JSON_COLUMNS if owner == name):
+        list(map(_decoded, table[column].to_pylist()))
+
+
+def _below(root: str, name: str) -> str:
+    """`name` below a folder or a URI, whose options stay at its end."""
+    place, mark, options = root.partition("?") if "://" in root else (root, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
 def _filesystem(root: str | Path) -> tuple[pa.fs.FileSystem, str]:
     if "://" not in str(root):
         return pa.fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
@@ -402,5 +470,5 @@ def _filesystem(root: str | Path) -> tuple[pa.fs.FileSystem, str]:
 def _io_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+    except (OSError, pa.ArrowException, ValueError, RecursionError) as error:
         raise ResultsError(f"cannot {what}: {error}") from error

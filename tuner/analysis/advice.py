@@ -118,8 +118,8 @@ def _edges(results: StudyResults, best: Trial) -> Iterator[str]:
 def _range(spec: Any) -> list[float]:
     """The numbers that bound a parameter of the task file; empty where it has no order."""
     if isinstance(spec, dict):
-        spec = [spec["low"], spec["high"]] if "low" in spec else spec.get("values", [])
-    return list(spec) if all(map(is_number, spec)) else []
+        spec = [spec["low"], spec.get("high")] if "low" in spec else spec.get("values")
+    return spec if isinstance(spec, list) and all(map(is_number, spec)) else []
 
 
 def _found_late(best: pd.Series[float]) -> bool:

@@ -17,6 +17,7 @@ from tuner.analysis.front import from_the_knee
 from tuner.analysis.trials import (
     Status,
     Trial,
+    is_scored,
     losses_of,
     objective_of,
     objectives_of,
@@ -55,17 +56,13 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
     repeats: dict[str, list[Trial]] = {}
     for trial in _kind(results, "confirm"):
         repeats.setdefault(config_key(trial["config"]), []).append(trial)
-    whole = {
-        key: trials
-        for key, trials in repeats.items()
-        if key in first and all(status(t) is Status.FINISHED and t["objective"] > 0 for t in trials)
-    }
+    whole = {key: trials for key, trials in repeats.items() if key in first and all(map(_counts, trials))}
     defaults = config_key({})
     if not whole.keys() - {defaults}:
         return None
     best = _favoured(results, whole, first)
     groups = dict(whole)
-    if defaults in groups and status(first[defaults]) is Status.FINISHED and first[defaults]["objective"] > 0:
+    if defaults in groups and _counts(first[defaults]):
         groups[defaults] = [first[defaults], *whole[defaults]]
     known = best != defaults and defaults in groups
     return Confirmation(
@@ -88,6 +85,10 @@ def _favoured(results: StudyResults, whole: Mapping[str, list[Trial]], first: Ma
     equal = [key for key, mean in means.items() if mean <= min(means.values()) + math.log1p(EQUAL)]
     baseline = first.get(config_key({}))
     return min(equal, key=lambda key: (overrides(first[key]["config"], baseline), means[key]))
+
+
+def _counts(trial: Trial) -> bool:
+    return status(trial) is Status.FINISHED and is_scored(trial) and 0 < trial["objective"] < math.inf
 
 
 def _kind(results: StudyResults, *kinds: str) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ asked, is never the best.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tuner.errors import ResultsError
 from tuner.objective import OBJECTIVES, Objective, SloTerm
 from tuner.results import StudyResults
 from tuner.task.slo import SloSpec
@@ -72,14 +75,29 @@ def measured(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ended(trials: pd.DataFrame, *wanted: Status) -> pd.DataFrame:
-    return trials[np.array([status(trial) in wanted for trial in rows(trials)], dtype=bool)]
+    kept = [status(trial) in wanted and is_scored(trial) for trial in rows(trials)]
+    return trials[np.array(kept, dtype=bool)]
+
+
+def is_scored(trial: Trial) -> bool:
+    """Whether the row has the numbers of a trial that was measured; one that others wrote may lack them."""
+    each = [trial, *trial["objectives"].values()]
+    return all(
+        isinstance(found, Mapping) and is_number(found.get(name)) and math.isfinite(found[name])
+        for found in each
+        for name in ("score", "loss")
+    )
 
 
 def objectives_of(results: StudyResults) -> list[Objective]:
     """The study's objectives, the first being the one that gains are told in."""
     optimization = results.about["task"].get("optimization") or {}
     named = optimization.get("objective", "minimize_latency")
-    return [OBJECTIVES[name] for name in ([named] if isinstance(named, str) else named)]
+    try:
+        found = [OBJECTIVES[name] for name in ([named] if isinstance(named, str) else named)]
+    except (KeyError, TypeError) as error:
+        raise ResultsError(f"the study's task has the objective {named!r}, which none is") from error
+    return found or [OBJECTIVES["minimize_latency"]]
 
 
 def objective_of(results: StudyResults) -> Objective:
@@ -92,9 +110,21 @@ def losses_of(trial: Trial) -> list[float]:
     return [float(each["loss"]) for each in trial["objectives"].values()] or [float(trial["loss"])]
 
 
+def command_of(trial: Trial) -> list[str]:
+    """The argv that serves the trial's configuration; empty where the row has none, not being one of ours."""
+    try:
+        words = json.loads(trial["command"])
+    except (TypeError, ValueError, RecursionError):
+        return []
+    return words if isinstance(words, list) and all(isinstance(word, str) for word in words) else []
+
+
 def slo_terms(results: StudyResults) -> tuple[SloTerm, ...]:
     """The study's promises; empty where none were asked for."""
-    return SloSpec.model_validate(results.about["task"].get("slo") or {}).terms().terms
+    try:
+        return SloSpec.model_validate(results.about["task"].get("slo") or {}).terms().terms
+    except ValueError as error:
+        raise ResultsError(f"the study's task has SLOs that are none: {error}") from error
 
 
 def parameters_of(trials: pd.DataFrame) -> list[str]:

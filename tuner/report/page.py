@@ -26,7 +26,7 @@ from tuner.analysis import (
     summary,
     without_repeats,
 )
-from tuner.analysis.trials import Trial, is_number, is_true, objectives_of, parameters_of, rows
+from tuner.analysis.trials import Trial, command_of, is_number, is_true, objectives_of, parameters_of, rows
 from tuner.report import plots, words
 from tuner.report.canvas import svg
 from tuner.report.style import CSS, SCRIPT
@@ -191,7 +191,7 @@ def _trials(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterato
     for trial in rows(results.trials):
         best = answer.best is not None and trial["trial"] == answer.best["trial"]
         kind = "best" if best else trial["kind"]
-        yield f'<tr class="{escape(kind)}">{"".join(_cells(trial, answer, unit, names))}</tr>'
+        yield f'<tr class="{escape(str(kind))}">{"".join(_cells(trial, answer, unit, names))}</tr>'
     yield "</tbody></table></div>"
 
 
@@ -226,8 +226,7 @@ def _outcome(trial: Trial) -> str:
         "Exit code": trial["exit_code"],
         "Log": trial["log_path"],
     }
-    command = trial["command"]
-    texts = (trial["failure_evidence"], shlex.join(json.loads(command)) if pd.notna(command) else None)
+    texts = (trial["failure_evidence"], shlex.join(command_of(trial)))
     lines = [
         f'<p><span class="soft">{name}</span> {escape(f"{value:g}" if is_number(value) else str(value))}</p>'
         for name, value in facts.items()

@@ -51,7 +51,7 @@ def convergence_plot(results: StudyResults, answer: Summary, unit: words.Unit) -
     """The score of every trial and the best so far; None where no trial finished."""
     trials = results.trials.sort_values("trial")
     compared = finished(trials)
-    if answer.best is None:
+    if answer.best is None or compared.empty:
         return None
     figure, axes = axes_of(WIDE)
     scale = ScoreAxis(compared["score"], unit, maximise=answer.objective.maximise)
@@ -95,9 +95,9 @@ def effect_plots(
     results: StudyResults, answer: Summary, unit: words.Unit, parameters: Sequence[str]
 ) -> dict[str, Figure]:
     """A small plot for each parameter, all with the same score axis; none where no trial finished."""
-    if answer.best is None:
-        return {}
     scores = finished(results.trials)["score"]
+    if answer.best is None or scores.empty:
+        return {}
     scale = ScoreAxis(scores, unit, maximise=answer.objective.maximise)
     figures = {}
     for parameter in parameters:

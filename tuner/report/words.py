@@ -150,7 +150,8 @@ def subject(results: StudyResults) -> str:
 def _elapsed(trials: pd.DataFrame) -> str:
     if not trials["started_at"].notna().any():
         return ""
-    ends = trials["started_at"] + pd.to_timedelta(trials["duration_s"].fillna(0.0), unit="s")
+    durations = trials["duration_s"].where(trials["duration_s"].between(0, 1e9), 0.0)
+    ends = trials["started_at"] + pd.to_timedelta(durations, unit="s")
     return f" in {duration((ends.max() - trials['started_at'].min()).total_seconds())}"
 
 
