@@ -1,64 +1,41 @@
-"""Model architectures by name, or from a folder's config.json: the sizes that cost and memory follow from.
+"""Models by name, or from a folder's config.json.
 
-The figures are those of the config.json that each model is published with.
+Every figure of the table is that of the config.json that the model is published with.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from tuner.engines.simulator.architecture import Latent, Model
 
 
 class ModelNotFound(LookupError):
     """No model of that name is known and no folder of that name holds a config.json."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """A decoder-only transformer with a gated MLP; a token uses `active_experts` of a layer's `experts`."""
-
-    name: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    intermediate: int
-    vocabulary: int
-    context: int  # tokens
-    tied: bool = False  # whether the output head shares the embedding's weights
-    experts: int = 1
-    active_experts: int = 1
-
-    @property
-    def attention_parameters(self) -> int:
-        """Weights of the attention projections, all layers."""
-        return self.layers * self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
-
-    @property
-    def expert_parameters(self) -> int:
-        """Weights of one expert's MLP, all layers."""
-        return self.layers * 3 * self.hidden * self.intermediate
-
-    @property
-    def head_parameters(self) -> int:
-        """Weights of the output head."""
-        return self.hidden * self.vocabulary
-
-    @property
-    def parameters(self) -> int:
-        """All weights that are loaded."""
-        embeddings = self.head_parameters * (1 if self.tied else 2)
-        return self.attention_parameters + self.experts * self.expert_parameters + embeddings
-
-
 _llama = partial(Model, vocabulary=128256, context=131072)
 _qwen2_5 = partial(Model, vocabulary=151936, context=32768)
 _qwen2_5_large = partial(Model, vocabulary=152064, context=32768)
 _qwen3 = partial(Model, vocabulary=151936, context=40960)
+_gpt_oss = partial(Model, vocabulary=201088, context=131072, active_experts=4, window=128, stored="mxfp4")
+
+_DEEPSEEK_V3 = Model(
+    *("deepseek-v3", 7168, 61, 128, 128, 192, 2048, 129280, 163840),
+    experts=256,
+    active_experts=8,
+    shared_intermediate=2048,
+    dense_layers=3,
+    dense_intermediate=18432,
+    latent=Latent(rank=512, rope=64, nope=128, value=128, query_rank=1536),
+    stored="fp8",
+)
 
 _MODELS = (
     #                hidden layers heads kv_heads head_size intermediate
@@ -82,16 +59,33 @@ _MODELS = (
     _qwen3("qwen3-8b", 4096, 36, 32, 8, 128, 12288),
     _qwen3("qwen3-14b", 5120, 40, 40, 8, 128, 17408),
     _qwen3("qwen3-32b", 5120, 64, 64, 8, 128, 25600),
-    Model("mistral-7b", 4096, 32, 32, 8, 128, 14336, 32768, 32768),
-    Model("mixtral-8x7b", 4096, 32, 32, 8, 128, 14336, 32000, 32768, experts=8, active_experts=2),
-    Model("mistral-nemo-2407", 5120, 40, 32, 8, 128, 14336, 131072, 131072),
-    Model("mistral-small-24b-2501", 5120, 40, 32, 8, 128, 32768, 131072, 32768),
-    Model("mixtral-8x22b", 6144, 56, 48, 8, 128, 16384, 32000, 65536, experts=8, active_experts=2),
     _qwen3("qwen3-30b-a3b", 2048, 48, 32, 4, 128, 768, experts=128, active_experts=8),
     _qwen3("qwen3-235b-a22b", 4096, 94, 64, 4, 128, 1536, experts=128, active_experts=8),
+    Model("mistral-7b", 4096, 32, 32, 8, 128, 14336, 32768, 32768),
+    Model("mistral-nemo-2407", 5120, 40, 32, 8, 128, 14336, 131072, 131072),
+    Model("mistral-small-24b-2501", 5120, 40, 32, 8, 128, 32768, 131072, 32768),
+    Model("mixtral-8x7b", 4096, 32, 32, 8, 128, 14336, 32000, 32768, experts=8, active_experts=2),
+    Model("mixtral-8x22b", 6144, 56, 48, 8, 128, 16384, 32000, 65536, experts=8, active_experts=2),
+    _gpt_oss("gpt-oss-20b", 2880, 24, 64, 8, 64, 2880, experts=32, sliding_layers=12),
+    _gpt_oss("gpt-oss-120b", 2880, 36, 64, 8, 64, 2880, experts=128, sliding_layers=18),
+    Model(
+        *("deepseek-v2-lite", 2048, 27, 16, 16, 192, 1408, 102400, 163840),
+        experts=64,
+        active_experts=6,
+        shared_intermediate=2816,
+        dense_layers=1,
+        dense_intermediate=10944,
+        latent=Latent(rank=512, rope=64, nope=128, value=128, query_rank=0),
+    ),
+    _DEEPSEEK_V3,
+    replace(_DEEPSEEK_V3, name="deepseek-v3-0324"),
+    replace(_DEEPSEEK_V3, name="deepseek-v3-1"),
+    replace(_DEEPSEEK_V3, name="deepseek-r1"),
+    replace(_DEEPSEEK_V3, name="deepseek-r1-0528"),
 )
 _BY_NAME = {model.name: model for model in _MODELS}
 _DECORATION = re.compile(r"^(meta-)(?=llama-)|-(instruct|chat|it|base)(?=-|$)|-v0-\d$|-hf$")
+_STORED = re.compile(r"-(awq|gptq|fp8)(-int4|-int8|-dynamic)?$")
 
 
 def normalise(model_path: str) -> str:
@@ -101,34 +95,71 @@ def normalise(model_path: str) -> str:
 
 
 def find_model(model_path: str) -> Model:
-    """The model of that name or, where `model_path` is a folder with a config.json, what stands there."""
+    """The model of that name or, where `model_path` is a folder with a config.json, what stands there.
+
+    A name that ends in AWQ, GPTQ or FP8 is that of a quantised checkpoint of the model.
+    """
     config = Path(model_path) / "config.json"
     if config.is_file():
-        return _from_config(config)
-    try:
-        return _BY_NAME[normalise(model_path)]
-    except KeyError:
-        raise ModelNotFound(model_path) from None
+        return _from_file(config)
+    name = normalise(model_path)
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if (quantised := _STORED.search(name)) and (plain := _BY_NAME.get(name[: quantised.start()])):
+        return replace(plain, name=name, stored=quantised.group(1))
+    raise ModelNotFound(model_path)
 
 
-def _from_config(path: Path) -> Model:
-    """Reads the keys that transformers writes for Llama, Qwen, Mistral and Mixtral."""
+def _from_file(path: Path) -> Model:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        heads = config["num_attention_heads"]
-        return Model(
-            name=normalise(str(path.parent)),
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_size=config.get("head_dim") or config["hidden_size"] // heads,
-            intermediate=config.get("moe_intermediate_size") or config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            context=config.get("max_position_embeddings", 4096),
-            tied=config.get("tie_word_embeddings", False),
-            experts=config.get("num_local_experts") or config.get("num_experts") or 1,
-            active_experts=config.get("num_experts_per_tok") or 1,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _from_config(json.loads(path.read_text(encoding="utf-8")), normalise(str(path.parent)))
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ModelNotFound(f"{path}: {error!r}") from error
+
+
+def _from_config(config: Mapping[str, Any], name: str) -> Model:
+    """Reads the keys that transformers writes for Llama, Qwen, Mistral, Mixtral, gpt-oss and DeepSeek."""
+    config = {**config, **(config.get("text_config") or {})}
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    experts = _first(config, "n_routed_experts", "num_local_experts", "num_experts")
+    expert = config.get("moe_intermediate_size") or config["intermediate_size"]
+    sliding = (config.get("layer_types") or []).count("sliding_attention")
+    return Model(
+        name=name,
+        hidden=config["hidden_size"],
+        layers=layers,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_size=config.get("head_dim") or config["hidden_size"] // heads,
+        intermediate=expert if experts else config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        context=config.get("max_position_embeddings", 4096),
+        tied=config.get("tie_word_embeddings", False),
+        experts=experts or 1,
+        active_experts=_first(config, "num_experts_per_tok", "experts_per_token") or 1,
+        shared_intermediate=config.get("shared_expert_intermediate_size")
+        or (config.get("n_shared_experts") or 0) * expert,
+        dense_layers=(config.get("first_k_dense_replace") or 0) if experts else 0,
+        dense_intermediate=config["intermediate_size"],
+        sliding_layers=sliding,
+        window=(config.get("sliding_window") or 0) if sliding else 0,
+        latent=_latent(config),
+        stored=(config.get("quantization_config") or {}).get("quant_method", ""),
+    )
+
+
+def _latent(config: Mapping[str, Any]) -> Latent | None:
+    if not config.get("kv_lora_rank"):
+        return None
+    return Latent(
+        rank=config["kv_lora_rank"],
+        rope=config["qk_rope_head_dim"],
+        nope=config["qk_nope_head_dim"],
+        value=config["v_head_dim"],
+        query_rank=config.get("q_lora_rank") or 0,
+    )
+
+
+def _first(config: Mapping[str, Any], *keys: str) -> int:
+    """The value of the first of `keys` that is there and not null; 0 where none is."""
+    return next((int(config[key]) for key in keys if config.get(key)), 0)
