@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.engines.simulator.cost import StepCost
+from tuner.engines.simulator.constants import DEFAULT
+from tuner.engines.simulator.cost import StepCost, gpu_seconds
 from tuner.engines.simulator.flags import parse_args
 from tuner.engines.simulator.gpus import GPUS, Gpu
 from tuner.engines.simulator.memory import make_plan
@@ -85,8 +86,10 @@ def test_four_bit_weights_are_read_faster_and_computed_with_no_faster() -> None:
 def test_a_sliding_window_bounds_what_its_layers_read() -> None:
     model = find_model("gpt-oss-20b")
     step = cost("gpt-oss-20b", GPUS["h100"], 1)
-    per_token = [step.decode_s(8, 8 * length) - step.decode_s(8, 8 * (length - 1)) for length in (100, 5000)]
-    assert per_token[0] / per_token[1] == model.layers / (model.layers - model.sliding_layers)
+    per_token = [
+        step.decode(8, 8 * at).cache_read - step.decode(8, 8 * (at - 1)).cache_read for at in (9, 5000)
+    ]
+    assert per_token[0] / per_token[1] == pytest.approx(model.layers / (model.layers - model.sliding_layers))
     long, short = step.prefill_s([(1000, 50_000)]), step.prefill_s([(1000, 1000)])
     full = cost("llama-3.2-1b", GPUS["h100"], 1)
     assert long / short < full.prefill_s([(1000, 50_000)]) / full.prefill_s([(1000, 1000)])
@@ -96,7 +99,10 @@ def test_a_sliding_window_bounds_what_its_layers_read() -> None:
 def test_a_latent_is_read_once_and_multiplied_by_every_head(model: str, computes: bool) -> None:
     """Drafts to verify make attention longer where every head multiplies what was read for all of them."""
     steps = [cost(model, GPUS["h200"], 8, f) for f in ("", "--speculative-algorithm NGRAM")]
-    plain, guessing = (step.decode_s(8, 8 * 8000) - step.decode_s(8, 8 * 4000) for step in steps)
+    plain, guessing = (
+        gpu_seconds(step.decode(8, 8 * 8000), DEFAULT) - gpu_seconds(step.decode(8, 8 * 4000), DEFAULT)
+        for step in steps
+    )
     assert (guessing > 2 * plain) if computes else (guessing == pytest.approx(plain))
 
 

@@ -51,7 +51,7 @@ flag_sets = st.tuples(
     st.sampled_from(["lpm", "fcfs", "random", "dfs-weight", "lof"]).map("--schedule-policy {}".format),
     st.sampled_from(["0.1", "1", "2"]).map("--schedule-conservativeness {}".format),
     st.sampled_from(["1", "3", "1000"]).map("--max-running-requests {}".format),
-    st.integers(530, 5000).map("--max-total-tokens {}".format),
+    st.integers(540, 5000).map("--max-total-tokens {}".format),
     st.sampled_from(["", "", "--speculative-algorithm NGRAM", f"--speculative-algorithm EAGLE {DRAFT}"]),
 ).map(" ".join)
 

@@ -7,7 +7,7 @@ published figure or on a measurement of another machine.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 FITTED = "fitted"
@@ -19,21 +19,25 @@ def _constant(value: float, what: str, source: str = FITTED, most: float = float
 
 @dataclass(frozen=True)
 class Constants:
-    """Shares of what a datasheet promises, and seconds. All are positive; shares are at most 1."""
+    """Shares of what a datasheet promises (at most 1), and seconds (`_s`). All are positive."""
 
-    gemm: float = _constant(0.65, "share of the datasheet's FLOP/s that matrix products reach", most=1)
-    attention: float = _constant(0.42, "the same of prefill attention", most=1)
-    weight_read: float = _constant(0.9, "share of the memory's bandwidth while weights stream", most=1)
-    kv_read: float = _constant(0.9, "the same of the gather of cached keys and values", most=1)
-    link: float = _constant(0.76, "share of the link's bandwidth that an all-reduce reaches", most=1)
-    allreduce_s: float = _constant(16e-6, "one all-reduce of a few kilobytes")
-    prefill_layer_s: float = _constant(0.32e-3, "host, one layer in a prefill: kernels launched singly")
-    decode_s: float = _constant(1.9e-3, "host, one decode step, as far as the GPU does not hide it")
-    request_s: float = _constant(28e-6, "host, a running request in it: sampling, detokenising, output")
-    no_overlap: float = _constant(
-        0.5,
-        "share that --disable-overlap-schedule adds to the host's time of a decode step",
-        "estimate: SGLang's release notes of v0.4 give 10 % throughput for overlapping",
+    gemm: float = _constant(0.597, "share of the datasheet's FLOP/s that matrix products reach", most=1)
+    fp8_gemm: float = _constant(0.837, "how much of that products in fp8 reach", most=1)
+    memory: float = _constant(0.766, "share of the memory's bandwidth, of weights and cache", most=1)
+    allreduce_s: float = _constant(6.84e-6, "latency of an all-reduce, for each doubling of its GPUs")
+    prefill_layer_s: float = _constant(0.887e-3, "host, one layer in a prefill: kernels are launched singly")
+    decode_s: float = _constant(3.14e-3, "host, one decode step: its batch is made, its graph launched")
+    request_s: float = _constant(30.2e-6, "host, a running request in it: sampling, detokenising, output")
+    attention: float = _constant(
+        0.6,
+        "share of the datasheet's FLOP/s that attention of prompts reaches",
+        "estimate: FlashAttention-3 (arXiv:2407.08608) has 75 % on an H100, less where causal or short",
+        most=1,
+    )
+    overlap: float = _constant(
+        1.5,
+        "how host and GPU add up: (gpu^p + host^p)^(1/p), 1 one after the other, infinity side by side",
+        "chosen among 1, 1.5, 1.7 and 2 by cross-validation",
     )
     output: float = _constant(
         0.5,
@@ -49,11 +53,5 @@ class Constants:
 
 
 DEFAULT = Constants()
-NAMES = tuple(constant.name for constant in fields(Constants))
 FITTED_NAMES = tuple(c.name for c in fields(Constants) if c.metadata["source"] == FITTED)
-
-
-def table() -> list[tuple[str, float, str, str]]:
-    """(name, value, meaning, source) of every constant."""
-    values = asdict(DEFAULT)
-    return [(c.name, values[c.name], c.metadata["what"], c.metadata["source"]) for c in fields(Constants)]
+MOST = {c.name: float(c.metadata["most"]) for c in fields(Constants)}

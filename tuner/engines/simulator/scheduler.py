@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from tuner.engines.simulator.cost import StepCost
+from tuner.engines.simulator.cost import Parts, StepCost, seconds
 from tuner.engines.simulator.flags import ServerArgs
 from tuner.engines.simulator.kv import KvPool
 from tuner.engines.simulator.memory import Plan
@@ -38,9 +38,10 @@ class Step:
     0 in a decode step.
     """
 
-    duration_s: float
+    parts: Parts
     tokens: list[Request]
     aborted: list[Request]
+    duration_s: float = 0.0
     new_tokens: int = 0
     cached_tokens: int = 0
     new_requests: int = 0
@@ -148,7 +149,7 @@ class Scheduler:
         if not batch and not self.running:
             return None
         step = self._prefill(batch) if batch else self._decode()
-        step.duration_s *= self._run_factor
+        step.duration_s = seconds(step.parts, self._cost.constants) * self._run_factor
         if self._step_noise:
             step.duration_s *= self._noise_rng.lognormvariate(0, self._step_noise)
         return step
@@ -245,10 +246,10 @@ class Scheduler:
 
     def _prefill(self, batch: list[tuple[Request, int]]) -> Step:
         mixed = self.running if self._args.enable_mixed_chunk and self._fits_decode(self.running) else []
-        duration = self._cost.prefill_s(
+        parts = self._cost.prefill(
             [(new, request.computed) for request, new in batch], len(mixed), _context(mixed)
         )
-        step = Step(duration, [], [], new_requests=len(batch))
+        step = Step(parts, [], [], new_requests=len(batch))
         if mixed:
             self._extend_running(step)
         for request, new in batch:
@@ -266,13 +267,13 @@ class Scheduler:
         return step
 
     def _decode(self) -> Step:
-        step = Step(0.0, [], [])
+        step = Step(Parts(), [], [])
         if self._fits_decode(self.running):
             decay = (self._init_ratio - self._min_ratio) / NEW_TOKEN_RATIO_DECAY_STEPS
             self.new_token_ratio = max(self.new_token_ratio - decay, self._min_ratio)
         else:
             self._retract(step)
-        step.duration_s = self._cost.decode_s(len(self.running), _context(self.running))
+        step.parts = self._cost.decode(len(self.running), _context(self.running))
         self._extend_running(step, self._speculation)
         self._leave_finished(step.tokens)
         return step
