@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tuner.engines import make_engine
 from tuner.engines.flags import ASK, Flag, installed_flags
 from tuner.engines.server import diagnose
-from tuner.engines.sglang import SIGNS, SGLangEngine, _server_info, flag_arguments
+from tuner.engines.sglang import SIGNS, SGLangEngine, flag_arguments, server_info
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause, Stage, TrialFailed
 from tuner.task import make_task
@@ -291,7 +291,7 @@ def test_a_parser_tells_its_options(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_recorded() -> None:
-    info = _server_info({"api_key": "k", "admin_api_key": None, "hf_token": "t", "max_total_tokens": 5})
+    info = server_info({"api_key": "k", "admin_api_key": None, "hf_token": "t", "max_total_tokens": 5})
     assert info.effective_args == {"admin-api-key": None, "max-total-tokens": 5}
 
 
@@ -329,14 +329,12 @@ def test_it_is_the_engine_of_its_name() -> None:
     ],
 )
 def test_server_info(said: dict[str, Any], version: str, kv_tokens: int | None) -> None:
-    info = _server_info(said)
+    info = server_info(said)
     assert (info.version, info.kv_tokens) == (version, kv_tokens)
 
 
 def test_effective_arguments_are_spelt_as_flags() -> None:
-    info = _server_info(
-        {"tp_size": 2, "mem_fraction_static": 0.843, "lora_paths": None, "states": [{"x": 1}]}
-    )
+    info = server_info({"tp_size": 2, "mem_fraction_static": 0.843, "lora_paths": None, "states": [{"x": 1}]})
     assert info.effective_args == {"tp-size": 2, "mem-fraction-static": 0.843, "lora-paths": None}
 
 

@@ -35,6 +35,9 @@ def run(
     return closed_loop(scheduler, load, concurrency)
 
 
+DRAFT = "--speculative-draft-model-path d --speculative-num-steps 3 --speculative-eagle-topk 2 "
+DRAFT += "--speculative-num-draft-tokens 6"
+
 loads = st.lists(
     st.tuples(st.integers(1, 400), st.integers(1, 120), st.integers(0, 50), st.booleans()),
     min_size=1,
@@ -48,7 +51,8 @@ flag_sets = st.tuples(
     st.sampled_from(["lpm", "fcfs", "random", "dfs-weight", "lof"]).map("--schedule-policy {}".format),
     st.sampled_from(["0.1", "1", "2"]).map("--schedule-conservativeness {}".format),
     st.sampled_from(["1", "3", "1000"]).map("--max-running-requests {}".format),
-    st.integers(530, 5000).map("--max-total-tokens {}".format),
+    st.integers(540, 5000).map("--max-total-tokens {}".format),
+    st.sampled_from(["", "", "--speculative-algorithm NGRAM", f"--speculative-algorithm EAGLE {DRAFT}"]),
 ).map(" ".join)
 
 
@@ -62,24 +66,28 @@ def test_every_request_gets_exactly_its_tokens_within_the_memory(
         Request(prompt(index, length, min(shared, length)), output, ignore_eos=ignore)
         for index, (length, output, shared, ignore) in enumerate(load)
     ]
-    got: Counter[Request] = Counter()
-    now = 0.0
+    now = generated = 0.0
+    had: Counter[Request] = Counter()
     for position, request in enumerate(requests):  # half at once, the others one per step
         scheduler.add(request, now)
         if position >= len(requests) // 2 and (step := scheduler.step(now)):
-            got.update(step.tokens)
+            generated += step.generated
             now += step.duration_s
     while step := scheduler.step(now):
         assert step.duration_s > 0
-        got.update(step.tokens)
+        assert len(set(step.tokens)) == len(step.tokens) <= step.generated
+        generated += step.generated
+        for request in step.tokens:
+            assert request.generated > had[request]
+            had[request] = request.generated
         now += step.duration_s
         assert 0 <= scheduler.kv.free <= plan.kv_tokens
         assert 0 <= scheduler.kv.used <= plan.kv_tokens
         assert len(scheduler.running) <= plan.max_running_requests
         if plan.chunked_prefill_size:
             assert step.new_tokens <= plan.chunked_prefill_size
-    assert {request: request.max_new_tokens for request in requests} == got
-    assert [request.max_new_tokens for request in requests] == [output for _, output, _, _ in load]
+    assert generated == sum(output for _, output, _, _ in load)
+    assert [request.generated for request in requests] == [output for _, output, _, _ in load]
     assert {request.finish_reason for request in requests} == {"length"}
     assert scheduler.kv.used == 0
     assert scheduler.flush_cache()
@@ -202,6 +210,44 @@ def test_lpm_finds_more_in_the_cache_than_fcfs() -> None:
     assert cached("dfs-weight") > 2 * cached("fcfs")
 
 
+def test_lpm_lets_one_of_a_batch_go_first_whose_prefix_the_others_share() -> None:
+    """Twelve new requests of three families, four by four; three of them fill a prefill."""
+
+    def cached(policy: str) -> int:
+        flags = f"--schedule-policy {policy} --max-prefill-tokens 1203"
+        _, _, scheduler = build([*QUIET, *flags.split()])
+        families = [tuple((family, i) for i in range(400)) for family in range(3)]
+        load = [((*families[i // 4], ("own", i)), 2) for i in range(12)]
+        return sum(one.cached_tokens for one in closed_loop(scheduler, load, 12).served)
+
+    assert cached("lpm") == 9 * 400
+    assert cached("fcfs") < 5 * 400  # three of one family compute it side by side
+
+
+def test_random_order_is_of_the_seed() -> None:
+    def order(*flags: str) -> list[int]:
+        _, _, scheduler = build([*QUIET, "--max-running-requests", "1", *flags])
+        served = closed_loop(scheduler, [(prompt(i, 50 + i), 2) for i in range(20)], 20).served
+        return [one.prompt_tokens for one in served]
+
+    assert order() == list(range(50, 70))
+    drawn = order("--schedule-policy", "random")
+    assert drawn != order() and sorted(drawn) == order()
+    assert drawn == order("--schedule-policy", "random")
+    assert drawn != order("--schedule-policy", "random", "--random-seed", "5")
+
+
+@pytest.mark.parametrize("flag", ["--max-prefill-tokens 1000", "--prefill-max-requests 2"])
+def test_what_one_prefill_takes_is_bounded(flag: str) -> None:
+    _, _, scheduler = build([*QUIET, *flag.split()])
+    for index in range(8):
+        scheduler.add(Request(prompt(index, 500), 4), 0.0)
+    batches = []
+    while step := scheduler.step(0.0):
+        batches += [step.new_requests] * bool(step.new_requests)
+    assert batches == [2, 2, 2, 2]
+
+
 def test_lpm_is_fcfs_above_128_waiting() -> None:
     _, _, scheduler = build([*QUIET, "--schedule-policy", "lpm", "--max-running-requests", "1"])
     warm = Request(prompt(0, 300), 1)
@@ -238,6 +284,15 @@ def test_prefix_cache_saves_prefill() -> None:
         ("--cuda-graph-max-bs 16", "--cuda-graph-max-bs 8"),
         ("--stream-interval 16", ""),
         ("", "--max-running-requests 4"),
+        ("--model-path qwen2.5-7b-awq", "--model-path qwen2.5-7b"),
+        (
+            "--speculative-algorithm EAGLE3 --speculative-draft-model-path d --model-path llama-3.1-8b",
+            "--model-path llama-3.1-8b",
+        ),
+        (
+            "--speculative-algorithm NGRAM --speculative-acceptance 0.8",
+            "--speculative-algorithm NGRAM --speculative-acceptance 0.2",
+        ),
     ],
 )
 def test_throughput_follows_the_flag(better: str, worse: str) -> None:
@@ -253,3 +308,26 @@ def test_max_running_requests_trades_ttft_for_tpot() -> None:
 def test_kv_cache_dtype_doubles_the_capacity() -> None:
     plans = [build([*QUIET, "--kv-cache-dtype", dtype])[1] for dtype in ("auto", "fp8_e4m3")]
     assert plans[1].kv_tokens == pytest.approx(2 * plans[0].kv_tokens, rel=1e-5)
+
+
+def test_a_draft_model_takes_memory_and_speculation_bounds_the_batch() -> None:
+    big = ["--model-path", "llama-3.1-70b", "--tp-size", "4"]
+    draft = ["--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", "llama-3.2-1b"]
+    _, without, _ = build([*QUIET, *big])
+    _, plan, _ = build([*QUIET, *big, *draft])
+    assert plan.weights_gib > without.weights_gib
+    assert plan.kv_tokens < without.kv_tokens
+    assert plan.max_running_requests == 48
+
+
+def test_eagle_speeds_up_one_stream_as_published() -> None:
+    """SGLang's documentation, Llama-3.1-8B, H100, MT-bench: 158, 244 (EAGLE-2), 373 (EAGLE-3) tokens/s."""
+    plain, second, third = (
+        run(f"--model-path llama-3.1-8b {flags}", concurrency=1, requests=6, length=100, output=400)
+        for flags in ("", *(f"--speculative-algorithm {a} --speculative-draft-model-path d" for a in EAGLES))
+    )
+    assert plain.tpot_s / second.tpot_s == pytest.approx(244 / 158, rel=0.1)
+    assert plain.tpot_s / third.tpot_s == pytest.approx(373 / 158, rel=0.1)
+
+
+EAGLES = ("EAGLE", "EAGLE3")

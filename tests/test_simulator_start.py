@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 from tuner.engines.simulator.flags import parse_args
 from tuner.engines.simulator.gpus import GPUS
 from tuner.engines.simulator.memory import Plan, StartFailure, make_plan
-from tuner.engines.simulator.models import ModelNotFound, find_model
+from tuner.engines.simulator.models import find_model
 
 MODEL = "llama-3.2-1b-instruct"
 KILLED = -signal.SIGKILL
@@ -64,6 +62,19 @@ def plan(flags: str) -> Plan:
             KILLED,
             "ValueError: Cannot find the config file for awq",
         ),
+        (
+            "--model-path qwen2.5-7b-awq --quantization fp8",
+            1,
+            "ValueError: Quantization method specified in the model config (awq) does not match the quant",
+        ),
+        (
+            f"--model-path {MODEL} --speculative-algorithm EAGLE --speculative-eagle-topk 4",
+            1,
+            "AssertionError",
+        ),
+        (f"--model-path {MODEL} --speculative-algorithm STANDALONE", 1, "OSError:"),
+        (f"--model-path {MODEL} --speculative-acceptance 2", 2, "argument --speculative-acceptance"),
+        (f"--model-path {MODEL} --tp 4 --dp 3 --enable-dp-attention", KILLED, "4 is not divisible by 3"),
         (
             f"--model-path {MODEL} --mem-fraction-static 0.01",
             KILLED,
@@ -162,60 +173,3 @@ def test_more_memory_for_the_cache_means_more_tokens_or_death(
     except StartFailure:  # so little that nothing is left after the weights
         return
     assert tokens > fewer
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "meta-llama/Llama-3.2-1B-Instruct",
-        "llama-3-2-1b-instruct",
-        "llama-3.2-1b-instruct",
-        "Llama_3.2_1B",
-        "x/llama-3.2-1b",
-    ],
-)
-def test_model_names_are_normalised(name: str) -> None:
-    assert find_model(name).name == "llama-3-2-1b"
-
-
-@pytest.mark.parametrize(
-    ("name", "billions"),
-    [
-        ("meta-llama/Llama-3.2-1B-Instruct", 1.24),
-        ("meta-llama/Llama-3.2-3B", 3.21),
-        ("meta-llama/Meta-Llama-3-8B-Instruct", 8.03),
-        ("meta-llama/Llama-3.1-8B-Instruct", 8.03),
-        ("meta-llama/Llama-3.3-70B-Instruct", 70.6),
-        ("Qwen/Qwen2.5-0.5B-Instruct", 0.49),
-        ("Qwen/Qwen2.5-7B-Instruct", 7.62),
-        ("Qwen/Qwen2.5-72B-Instruct", 72.7),
-        ("Qwen/Qwen3-0.6B", 0.60),
-        ("Qwen/Qwen3-4B", 4.02),
-        ("Qwen/Qwen3-32B", 32.8),
-        ("mistralai/Mistral-7B-Instruct-v0.3", 7.25),
-        ("mistralai/Mixtral-8x7B-Instruct-v0.1", 46.7),
-        ("mistralai/Mixtral-8x22B-Instruct-v0.1", 140.6),
-        ("mistralai/Mistral-Nemo-Instruct-2407", 12.2),
-        ("mistralai/Mistral-Small-24B-Instruct-2501", 23.6),
-        ("Qwen/Qwen3-30B-A3B", 30.5),
-        ("Qwen/Qwen3-235B-A22B", 235.1),
-    ],
-)
-def test_parameter_counts_are_the_published_ones(name: str, billions: float) -> None:
-    assert find_model(name).parameters / 1e9 == pytest.approx(billions, rel=0.01)
-
-
-def test_a_local_folder_is_read(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    (tmp_path / "config.json").write_text(json.dumps({**sizes, "vocab_size": 100}), encoding="utf-8")
-    model = find_model(str(tmp_path))
-    assert (model.heads, model.kv_heads, model.head_size, model.vocabulary) == (4, 4, 16, 100)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "{", '{"hidden_size": 1}', '{"num_attention_heads": 0, "hidden_size": 1}']
-)
-def test_a_folder_with_a_broken_config_is_no_model(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ModelNotFound):
-        find_model(str(tmp_path))

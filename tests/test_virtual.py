@@ -59,6 +59,7 @@ class Clockwork:
     def __init__(self, step_s: float = 0.1, refuses: int | None = None, answers: int = 5) -> None:
         self.now_s, self.step_s, self.refuses, self.answers = 7.0, step_s, refuses, answers
         self.calls: list[Call] = []
+        self.end_s = math.inf  # of the step that is under way
         self.sent_s: list[float] = []
         self.aborted: list[Call] = []
         self.most = 0
@@ -71,10 +72,14 @@ class Clockwork:
         self.most = max(self.most, len(self.calls))
         return call
 
-    def step(self) -> list[Call] | None:
-        if not self.calls or math.isinf(self.step_s):
+    def advance(self, until_s: float) -> list[Call] | None:
+        if not self.calls:
             return None
-        self.now_s += self.step_s
+        self.end_s = min(self.end_s, self.now_s + self.step_s)
+        if self.end_s > until_s:
+            self.now_s = until_s
+            return None
+        self.now_s, self.end_s = self.end_s, math.inf
         heard, self.calls = self.calls, []
         for call in heard:
             call.generated += 1
@@ -304,7 +309,7 @@ def test_nothing_is_lost_whatever_the_load(
     with engine.launch({}, gpu_ids=[], log_path=Path("/dev/null"), timeout_s=9) as server:
         assert isinstance(server, VirtualServer)
         result = put(server, load)
-        assert server._scheduler.kv.used == 0 and server._scheduler.in_flight == 0
+        assert server.ranks.idle and server.ranks.schedulers[0].kv.used == 0
     assert len(result.records) == requests
     good = [record for record in result.records if record.error is None]
     assert good or args.get("max-total-tokens")

@@ -261,27 +261,27 @@ class ResultStore:
             self._write("study.json", json.dumps({**self.about(), **about}, indent=2).encode())
 
     def about(self) -> dict[str, Any]:
-        """What study.json says, with what everybody asks of it; ResultsError where it is something else.
-
-        It may have been written by another version, or by nobody who knows of studies.
-        """
+        """What study.json says, with what everybody asks of it; ResultsError where it is something else."""
         with (
             _io_errors(f"read {self.location}/study.json"),
             self._fs.open_input_stream(f"{self._folder}/study.json") as stream,
         ):
-            about: Any = json.loads(stream.read())
+            return self._readable(json.loads(stream.read()))
+
+    def _readable(self, about: Any) -> dict[str, Any]:
+        """`about` with its defaults: another version may have written it, or nobody who knows of studies."""
         if not isinstance(about, dict):
             raise ResultsError(f"cannot read {self.location}: study.json holds no object")
-        about = {"study": self.study, "task": {}, **about}
+        whole: dict[str, Any] = {"study": self.study, "task": {}, **about}
         for path, kinds in _ABOUT.items():
             *above, key = path.split(".")
-            section: Any = about
+            section: Any = whole
             for name in above:
                 section = section.get(name, {})
             found = section.get(key, kinds)  # JSON has no tuples: one says that there is nothing
             if not isinstance(found, (*kinds, tuple)):
                 raise ResultsError(f"cannot read {self.location}: in study.json {path} is {found!r:.60}")
-        return about
+        return whole
 
     def next_number(self) -> int:
         """The first number that no file bears, whole, torn or foreign, so that none is overwritten."""

@@ -98,11 +98,12 @@ class SGLangEngine(PackagedEngine):
             except OSError:
                 continue
             if isinstance(said, dict):
-                return _server_info(said)
+                return server_info(said)
         return ServerInfo(version="")
 
 
-def _server_info(said: Mapping[str, Any]) -> ServerInfo:
+def server_info(said: Mapping[str, Any]) -> ServerInfo:
+    """What /server_info says, secrets left out."""
     args = {
         key.replace("_", "-"): value
         for key, value in said.items()

@@ -1,7 +1,7 @@
 """The load client of a server in virtual time: the native client's loops and windows, without a clock.
 
 Knows nothing of engines: whatever takes calls, makes steps and counts its own time can be loaded. Where the
-native client waits, this one lets the server take its next step, so a level costs only what it computes.
+native client waits, this one lets the server go on, so a level costs only what it computes.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class VirtualServer(Protocol):
         """Takes a call of /v1/completions at `at_s`: an `Answering`, or the HTTP status of a refusal."""
         ...
 
-    def step(self) -> Sequence[Any] | None:
-        """Takes a step, which moves `now_s`; the calls whose clients read something at its end.
+    def advance(self, until_s: float) -> Sequence[Any] | None:
+        """Moves `now_s` to where clients read something next; the calls that they read it for.
 
-        None where there is nothing to do.
+        None where that is not by `until_s`: then it is that, or as it was where there is nothing to do.
         """
         ...
 
@@ -208,15 +208,15 @@ class _Run:
         self._arrive(0, origin_s, offsets, origin_s + next(offsets))
 
     def _goes_on(self, deadline_s: float, stall_s: float) -> bool:
-        """Lets the server take a step, or time pass until something is due; False at the end or a limit."""
+        """Lets the server go on to what clients read next, or are due to do; False at the end or a limit."""
         if not self._flying and not self._events:
             return False
         server = self._server
         limit_s = min(deadline_s, self._heard_s + stall_s) if self._flying else deadline_s
-        heard = server.step()
+        until_s = min(self._events[0][0] if self._events else math.inf, limit_s)
+        heard = server.advance(until_s)
         if heard is None:
-            due_s = self._events[0][0] if self._events else math.inf
-            server.now_s = max(server.now_s, min(due_s, limit_s))
+            server.now_s = max(server.now_s, until_s)
         now_s = server.now_s
         if now_s >= limit_s:
             return False

@@ -20,7 +20,7 @@ SWITCHES = """
     enable-attn-tp-input-scattered enable-broadcast-mm-inputs-process enable-cp-decode-attn-tp
     enable-cudagraph-gc enable-custom-logit-processor enable-decoder-swa-bounded-replay
     enable-deepseek-v4-fp4-indexer enable-dense-mlp-attn-tp enable-deterministic-inference
-    enable-dp-attention enable-dp-attention-local-control-broadcast enable-dp-lm-head
+    enable-dp-attention-local-control-broadcast enable-dp-lm-head
     enable-draft-weights-cpu-backup enable-dsa-cache-layer-split enable-dsa-fused-indexer
     enable-dynamic-batch-tokenizer enable-dynamic-chunking enable-elastic-expert-backup
     enable-encoder-swa-bounded-replay enable-eplb enable-flashinfer-allreduce-fusion enable-flexkv
@@ -68,10 +68,10 @@ INTEGERS = """
     attention-data-parallel-size attn-cp-size attn-dp-size base-gpu-id batch-notify-size c128-page-size
     constrained-json-max-whitespace-cnt context-bucket cpu-offload-gb cuda-graph-bs cuda-graph-bs-decode
     cuda-graph-bs-prefill cuda-graph-max-bs-prefill cuda-graph-max-seq-len-prefill
-    cuda-graph-prefill-max-context data-parallel-size dcp-size debug-tensor-dump-layers
+    cuda-graph-prefill-max-context dcp-size debug-tensor-dump-layers
     decode-context-parallel-size decoupled-spec-rank default-priority-value detokenizer-worker-num
     disaggregation-bootstrap-port disaggregation-decode-extra-slots
-    disaggregation-decode-polling-interval dist-timeout dp-size dsa-triton-union dwdp-size
+    disaggregation-decode-polling-interval dist-timeout dsa-triton-union dwdp-size
     dynamic-batch-tokenizer-batch-size elastic-ep-initial-size elastic-ep-join-rank-offset
     encoder-bootstrap-port engine-info-bootstrap-port ep ep-num-redundant-experts ep-size
     eplb-rebalance-layers-per-chunk eplb-rebalance-num-iterations
@@ -93,10 +93,10 @@ INTEGERS = """
     return-aux-hidden-state-layer-ids sampling-mask-max-tokens scheduler-recv-interval
     shared-experts-tp-size sm-group-num smg-http-sidecar-port speculative-dflash-block-size
     speculative-domino-candidate-pool-size speculative-draft-sink-size speculative-draft-window-size
-    speculative-dspark-block-size speculative-eagle-topk speculative-ngram-capacity
+    speculative-dspark-block-size speculative-ngram-capacity
     speculative-ngram-external-corpus-max-tokens speculative-ngram-external-sam-budget
     speculative-ngram-max-bfs-breadth speculative-ngram-max-trie-depth speculative-ngram-min-bfs-breadth
-    speculative-num-draft-tokens speculative-num-steps swa-prefix-tails tokenizer-worker-num
+    swa-prefix-tails tokenizer-worker-num
     torch-compile-max-bs triton-attention-num-kv-splits triton-attention-split-tile-size
     weight-cache-timeout weight-loader-prefetch-num-threads
 """
@@ -147,9 +147,8 @@ TEXTS = """
     remote-instance-weight-loader-backend remote-instance-weight-loader-seed-instance-ip
     remote-instance-weight-loader-send-weights-group-ports return-hidden-states-mode revision
     rl-on-policy-target rl-quant-profile sidecar sidecar-args spec-trace-dir speculative-adaptive-config
-    speculative-algorithm speculative-attention-mode speculative-draft-attention-backend
-    speculative-draft-kv-cache-dtype speculative-draft-load-format speculative-draft-model
-    speculative-draft-model-path speculative-draft-model-quantization speculative-draft-model-revision
+    speculative-attention-mode speculative-draft-attention-backend speculative-draft-kv-cache-dtype
+    speculative-draft-load-format speculative-draft-model-quantization speculative-draft-model-revision
     speculative-dsa-topk-backend speculative-dspark-confidence-sts-path
     speculative-dspark-sps-table-path speculative-moe-a2a-backend speculative-moe-runner-backend
     speculative-ngram-external-corpus-path speculative-ngram-match-type speculative-token-map
@@ -169,7 +168,6 @@ CHOICES = {
     ),
     "retraction-policy": "length priority",
     "radix-eviction-policy": "lru lfu slru priority tlru",
-    "load-balance-method": "auto round_robin follow_bootstrap_room total_requests total_tokens",
     "sampling-defaults": "openai model",
     "attention-backend": (
         "triton torch_native flex_attention dsa nsa qsa dsv4 compressed fa3 fa4 flashinfer "

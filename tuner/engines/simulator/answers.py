@@ -200,7 +200,7 @@ class Native:
 class Answer:
     """Writes one request's tokens to its client; `done` is called after the last byte.
 
-    A streamed answer is written at the first token, then every `interval` tokens, and at the last.
+    A streamed answer is written at the first token, whenever `interval` tokens are unsent, and at the last.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class Answer:
         elif ended:
             self._write(self._chunk(self._last_events()) + b"0\r\n\r\n")
             self._done()
-        elif self._interval <= 1 or self._request.generated % self._interval == 1:
+        elif self._sent == 0 or self._request.generated - self._sent >= self._interval:
             self._write(self._chunk(self._new_events()))
 
     def _whole(self) -> bytes:

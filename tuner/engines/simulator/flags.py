@@ -17,6 +17,8 @@ from tuner.engines.simulator.gpus import GPUS
 
 DEFAULT_NOISE = 0.007  # CV of throughput over repeats of one configuration on real servers: 0.5-1.1 %
 
+SPECULATIVE = ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "NGRAM")
+BALANCE = ("auto", "round_robin", "follow_bootstrap_room", "total_requests", "total_tokens")
 POLICIES = (
     *("lpm", "random", "fcfs", "dfs-weight", "lof"),
     *("priority", "routing-key", "hrrn", "shortest-prefill-first"),  # ordered as fcfs here
@@ -40,6 +42,9 @@ class ServerArgs:
     port: int
     random_seed: int | None
     tp_size: int
+    dp_size: int
+    load_balance_method: str
+    enable_dp_attention: bool
     context_length: int | None
     dtype: str
     quantization: str | None
@@ -59,10 +64,16 @@ class ServerArgs:
     stream_interval: int
     cuda_graph_max_bs: int | None
     disable_cuda_graph: bool
+    speculative_algorithm: str | None
+    speculative_num_steps: int | None
+    speculative_eagle_topk: int | None
+    speculative_num_draft_tokens: int | None
+    speculative_draft_model_path: str | None
     enable_cache_report: bool
     decode_log_interval: int
     gpu: str
     noise: float
+    speculative_acceptance: float | None
     ignored: tuple[str, ...] = ()  # flags that were given and have no effect
 
 
@@ -70,6 +81,14 @@ def human_readable_int(text: str) -> int:
     """`16384`, `16k` (thousands) or `16K` (times 1024), and the same with m and g."""
     factor = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:])
     return int(float(text[:-1]) * factor) if factor else int(text)
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError(text)
+    return share
 
 
 class _Ignored(argparse.Action):
@@ -98,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=30000)
     add("--random-seed", type=int)
     add("--tp-size", "--tensor-parallel-size", "--tp", type=int, default=1)
+    add("--dp-size", "--data-parallel-size", "--dp", type=int, default=1)
+    add("--load-balance-method", choices=BALANCE, default="auto")
+    add("--enable-dp-attention", action="store_true")
     add("--context-length", type=human_readable_int)
     add("--dtype", choices=["auto", "half", "float16", "bfloat16", "float", "float32"], default="auto")
     add("--quantization", choices=QUANTIZATIONS.split())
@@ -117,10 +139,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--stream-interval", type=int, default=1)
     add("--cuda-graph-max-bs", "--cuda-graph-max-bs-decode", type=int)
     add("--disable-cuda-graph", "--disable-decode-cuda-graph", action="store_true")
+    add("--speculative-algorithm", choices=SPECULATIVE)
+    add("--speculative-num-steps", type=int)
+    add("--speculative-eagle-topk", type=int)
+    add("--speculative-num-draft-tokens", type=int)
+    add("--speculative-draft-model-path", "--speculative-draft-model")
     add("--enable-cache-report", action="store_true")
     add("--decode-log-interval", type=int, default=40)
     add("--gpu", choices=sorted(GPUS), default="h100", help="the GPU that is simulated")
     add("--noise", type=float, default=DEFAULT_NOISE, help="run-to-run CV of throughput; 0 turns it off")
+    add("--speculative-acceptance", type=_share, help="the chance that one draft token is accepted")
     _accept_the_rest(parser)
     parser.set_defaults(ignored=())
     return parser

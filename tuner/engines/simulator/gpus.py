@@ -1,7 +1,8 @@
 """GPUs by name: memory, bandwidth and arithmetic as their vendor's datasheets give them.
 
-Dense figures without sparsity. `memory_mib` is what nvidia-smi reports as total, because SGLang's rules
-work on that number. Where a datasheet gives NVLink as a total of both directions, half of it stands here.
+Dense figures without sparsity: where a datasheet gives only the sparse one, half of it stands here. NVLink
+and PCIe are one direction: half of a total of both. `memory_mib` is what nvidia-smi reports as total, because
+SGLang's rules work on that number; it is a little less than the datasheet's round figure.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU.
+    """One kind of GPU; `source` is the document that its figures stand in.
 
-    `flops_bf16` in FLOP/s on the tensor cores; `fp8` says whether they also compute in fp8 (at twice that
-    rate). `hbm_bytes_s` is memory bandwidth, `link_bytes_s` the bandwidth to a peer GPU in one direction.
+    `flops_bf16` in FLOP/s on the tensor cores with sums in fp32; `fp8` says whether they also compute in fp8
+    (at twice that rate), `fp4` whether they take MXFP4 weights as they are. `hbm_bytes_s` is memory
+    bandwidth, `link_bytes_s` the bandwidth to a peer GPU in one direction.
     """
 
     name: str
@@ -23,17 +25,46 @@ class Gpu:
     flops_bf16: float
     fp8: bool
     link_bytes_s: float
+    source: str
+    fp4: bool = False
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("h100", 81559, 3.35e12, 989e12, True, 450e9),  # H100 SXM5 80 GB, NVLink 4
-        Gpu("h200", 143771, 4.8e12, 989e12, True, 450e9),  # H200 SXM 141 GB, NVLink 4
-        Gpu("a100", 81920, 2.039e12, 312e12, False, 300e9),  # A100 SXM4 80 GB, NVLink 3
-        Gpu("b200", 183359, 8.0e12, 2250e12, True, 900e9),  # B200 SXM 192 GB, NVLink 5
-        Gpu("l4", 23034, 0.3e12, 121e12, True, 32e9),  # L4 24 GB, PCIe 4.0 x16
-        Gpu("l40s", 46068, 0.864e12, 362e12, True, 32e9),  # L40S 48 GB, PCIe 4.0 x16
-        Gpu("rtx4090", 24564, 1.008e12, 165e12, True, 32e9),  # GeForce RTX 4090 24 GB, PCIe 4.0 x16
+        Gpu(
+            *("h100", 81559, 3.35e12, 989e12, True, 450e9),
+            "NVIDIA H100 Tensor Core GPU datasheet, SXM: 80 GB, 3.35 TB/s, 1,979 TFLOPS with sparsity, "
+            "NVLink 900 GB/s",
+        ),
+        Gpu(
+            *("h200", 143771, 4.8e12, 989e12, True, 450e9),
+            "NVIDIA H200 Tensor Core GPU datasheet, SXM: 141 GB, 4.8 TB/s, 1,979 TFLOPS with sparsity, "
+            "NVLink 900 GB/s",
+        ),
+        Gpu(
+            *("a100", 81920, 2.039e12, 312e12, False, 300e9),
+            "NVIDIA A100 Tensor Core GPU datasheet, SXM: 80 GB, 2,039 GB/s, 312 TFLOPS, NVLink 600 GB/s",
+        ),
+        Gpu(
+            *("b200", 183359, 8.0e12, 2250e12, True, 900e9),
+            "NVIDIA HGX B200 datasheet, one of eight: 180 GB, 8 TB/s, 4.5 PFLOPS with sparsity, "
+            "NVLink 1.8 TB/s",
+            fp4=True,
+        ),
+        Gpu(
+            *("l4", 23034, 0.3e12, 121e12, True, 32e9),
+            "NVIDIA L4 Tensor Core GPU datasheet: 24 GB, 300 GB/s, 242 TFLOPS with sparsity, "
+            "PCIe Gen4 x16 64 GB/s",
+        ),
+        Gpu(
+            *("l40s", 46068, 0.864e12, 362e12, True, 32e9),
+            "NVIDIA L40S datasheet: 48 GB, 864 GB/s, 362.05 TFLOPS, PCIe Gen4 x16 64 GB/s",
+        ),
+        Gpu(
+            *("rtx4090", 24564, 1.008e12, 165e12, True, 32e9),
+            "NVIDIA Ada GPU architecture whitepaper, GeForce RTX 4090: 24 GB, 1,008 GB/s, 165.2 TFLOPS, "
+            "PCIe Gen4 x16",
+        ),
     )
 }

@@ -11,17 +11,18 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from tuner import __version__
-from tuner.engines.base import Config, RunningEngine, ServerInfo
+from tuner.engines.base import Config, RunningEngine
 from tuner.engines.server import HOST, diagnose
+from tuner.engines.sglang import server_info
 from tuner.engines.simulator.adapter import SimulatorEngine
 from tuner.engines.simulator.calls import read_call
 from tuner.engines.simulator.flags import ServerArgs, parse_args
-from tuner.engines.simulator.launch import KILLED, FailedStart, prepare
+from tuner.engines.simulator.launch import KILLED, FailedStart, effective_args, prepare
 from tuner.engines.simulator.memory import Plan
+from tuner.engines.simulator.ranks import Ranks
 from tuner.engines.simulator.request import Request
 from tuner.engines.simulator.scheduler import Scheduler
 from tuner.failures import Stage, TrialFailed
@@ -38,15 +39,15 @@ class VirtualServer:
 
     api_key = ""  # it asks for none
 
-    def __init__(self, args: ServerArgs, plan: Plan, scheduler: Scheduler, model: str) -> None:
-        resolved = {**asdict(args), **{n: v for n, v in asdict(plan).items() if hasattr(args, n)}}
+    def __init__(self, args: ServerArgs, plan: Plan, schedulers: Sequence[Scheduler], model: str) -> None:
+        said = {"version": VERSION, "max_total_num_tokens": plan.kv_tokens}
         self.model = model
-        self.info = ServerInfo(
-            VERSION, plan.kv_tokens, {name.replace("_", "-"): value for name, value in resolved.items()}
-        )
+        self.info = server_info({**effective_args(args, plan), **said})
         self.start_s = 0.0
         self.now_s = 0.0
-        self._args, self._plan, self._scheduler = args, plan, scheduler
+        self.ranks = Ranks(args.load_balance_method, schedulers)
+        self._args, self._plan = args, plan
+        self._told: dict[Request, int] = {}  # tokens that a client has read, where not every one is sent
 
     def alive(self) -> bool:
         """True: there is no process that could end."""
@@ -56,38 +57,50 @@ class VirtualServer:
         """Nothing, for the same reason."""
 
     def flush_cache(self) -> None:
-        self._scheduler.flush_cache()
+        self.ranks.flush_cache()
 
     def submit(self, body: bytes, at_s: float) -> Request | int:
         """Queues a call of /v1/completions that arrives at `at_s`; the HTTP status where it is refused."""
         most = self._args.max_queued_requests
-        if most is not None and len(self._scheduler.waiting) >= most:
+        if most is not None and self.ranks.waiting >= most:
             return 503
         try:
             request, _, _ = read_call("/v1/completions", body, self._args, self._plan.context_length)
-            self._scheduler.add(request, at_s)
+            self.ranks.add(request, at_s)
         except ValueError:  # what the body asks for, or what fits
             return 400
         return request
 
-    def step(self) -> Sequence[Request] | None:
-        """Takes a step, which moves `now_s` to its end; the requests whose clients hear of it then.
+    def advance(self, until_s: float) -> Sequence[Request] | None:
+        """Moves `now_s` to the first end of a step; the requests whose clients hear of it then.
 
-        None, and no time passes, where there is nothing to do.
+        None where no step ends by `until_s`: then it is that, or as it was where there is nothing to do.
         """
-        step = self._scheduler.step(self.now_s)
+        if self.ranks.idle:
+            return None
+        self.now_s, step = self.ranks.advance(self.now_s, until_s)
         if step is None:
             return None
-        self.now_s += step.duration_s
-        every = self._args.stream_interval
         heard = step.tokens
-        if every > 1:
-            heard = [r for r in heard if r.finish_reason is not None or r.generated % every == 1]
+        if self._args.stream_interval > 1:
+            heard = [request for request in heard if self._tells(request)]
         return [*heard, *step.aborted]
+
+    def _tells(self, request: Request) -> bool:
+        """Whether the client is sent something: first token, every --stream-interval, and the end."""
+        if request.finish_reason is not None:
+            self._told.pop(request, None)
+            return True
+        told = self._told.get(request, 0)
+        if told and request.generated - told < self._args.stream_interval:
+            return False
+        self._told[request] = request.generated
+        return True
 
     def abort(self, request: Request) -> None:
         """The client has gone."""
-        self._scheduler.abort(request)
+        self._told.pop(request, None)
+        self.ranks.abort(request)
 
 
 class VirtualEngine(SimulatorEngine):
@@ -132,7 +145,7 @@ class VirtualEngine(SimulatorEngine):
             with contextlib.redirect_stderr(said):
                 argv = ["--random-seed", str(self._seed), *self.arguments(config, HOST, _NO_PORT)]
                 args = parse_args(argv)
-            plan, scheduler = prepare(args, say)
+            plan, schedulers = prepare(args, say)
         except (FailedStart, SystemExit) as failed:
             code = failed.code if isinstance(failed.code, int) else 1
             if isinstance(failed, FailedStart):
@@ -140,4 +153,4 @@ class VirtualEngine(SimulatorEngine):
             raise TrialFailed(diagnose(Stage.START, code, said.getvalue(), self.signs)) from failed
         finally:
             log.write(said.getvalue())
-        return VirtualServer(args, plan, scheduler, self.task.served_model_name)
+        return VirtualServer(args, plan, schedulers, self.task.served_model_name)

@@ -14,14 +14,22 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import NoReturn
+from dataclasses import asdict, replace
+from typing import Any, NoReturn
 
+from tuner.engines.simulator.architecture import Model
 from tuner.engines.simulator.cost import StepCost
 from tuner.engines.simulator.flags import ServerArgs, parse_args
 from tuner.engines.simulator.gpus import GPUS, Gpu
-from tuner.engines.simulator.memory import CUDA_CONTEXT_MIB, Plan, StartFailure, kv_bytes_per_token, make_plan
-from tuner.engines.simulator.models import Model, ModelNotFound, find_model
+from tuner.engines.simulator.memory import (
+    CUDA_CONTEXT_MIB,
+    Plan,
+    StartFailure,
+    kv_bytes_per_token,
+    make_plan,
+    replicas,
+)
+from tuner.engines.simulator.models import ModelNotFound, find_model
 from tuner.engines.simulator.scheduler import Scheduler
 
 log = logging.getLogger("simulator")
@@ -51,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     if args.random_seed is None:
         args = replace(args, random_seed=secrets.randbelow(1 << 30))
     try:
-        plan, scheduler = prepare(args, log.info)
+        plan, schedulers = prepare(args, log.info)
     except FailedStart as failed:
         log.error("%s", failed)
         if failed.code > 0:
@@ -61,15 +69,15 @@ def main(argv: Sequence[str]) -> int:
     from tuner.engines.simulator.server import serve  # noqa: PLC0415  a failing start needs no event loop
 
     try:
-        serve(args, plan, scheduler)
+        serve(args, plan, schedulers)
     except OSError as error:  # the port is taken, or the host is not one of this machine's
         log.error("[Errno %s] %s", error.errno, error.strerror)
         die_as_sglang_does()
     return 0
 
 
-def prepare(args: ServerArgs, say: Say) -> tuple[Plan, Scheduler]:
-    """The memory's plan and the scheduler of a server, whose log `say` is given; FailedStart."""
+def prepare(args: ServerArgs, say: Say) -> tuple[Plan, list[Scheduler]]:
+    """The memory's plan and the schedulers of a server, one a rank; `say` is given its log. FailedStart."""
     say(f"This is a SIMULATION of SGLang on {args.gpu}: no model is loaded and no GPU is used.")
     say(f"server_args={args}")
     for flag in args.ignored:
@@ -79,7 +87,7 @@ def prepare(args: ServerArgs, say: Say) -> tuple[Plan, Scheduler]:
         plan = make_plan(args, model, gpu)
     except ModelNotFound as unknown:
         raise FailedStart(
-            f"Traceback (most recent call last):\nOSError: {args.model_path} is not a local folder and is "
+            f"Traceback (most recent call last):\nOSError: {unknown} is not a local folder and is "
             "not a valid model identifier that the simulator knows.",
             1,
         ) from unknown
@@ -88,7 +96,21 @@ def prepare(args: ServerArgs, say: Say) -> tuple[Plan, Scheduler]:
         raise FailedStart(text, -signal.SIGKILL if failure.killed else 1) from failure
     for line in _plan_lines(args, plan, model, gpu):
         say(line)
-    return plan, Scheduler(args, plan, StepCost(args, plan, model, gpu), seed=args.random_seed or 0)
+    cost, seed = StepCost(args, plan, model, gpu), args.random_seed or 0
+    return plan, [Scheduler(args, plan, cost, seed=seed + 101 * rank) for rank in range(replicas(args))]
+
+
+def effective_args(args: ServerArgs, plan: Plan) -> dict[str, Any]:
+    """The arguments as the server resolved them."""
+    resolved = {name: value for name, value in asdict(plan).items() if hasattr(args, name)}
+    resolved["chunked_prefill_size"] = plan.chunked_prefill_size or -1
+    resolved["served_model_name"] = args.served_model_name or args.model_path
+    if (speculation := plan.speculation) is not None:
+        resolved["speculative_num_steps"] = speculation.steps
+        resolved["speculative_eagle_topk"] = speculation.topk
+        resolved["speculative_num_draft_tokens"] = speculation.draft_tokens
+        resolved["speculative_acceptance"] = speculation.acceptance
+    return {**asdict(args), **resolved}
 
 
 def die_as_sglang_does() -> NoReturn:

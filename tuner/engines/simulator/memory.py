@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tuner.engines.simulator.architecture import Model
 from tuner.engines.simulator.flags import ServerArgs
 from tuner.engines.simulator.gpus import Gpu
-from tuner.engines.simulator.models import Model
+from tuner.engines.simulator.models import find_model
+from tuner.engines.simulator.speculation import MAX_RUNNING_REQUESTS, Speculation, speculation_of
+from tuner.engines.simulator.weights import mismatch, weights_of
 
 MIB = 1 << 20
 
@@ -28,8 +31,9 @@ LAYER_OVERHEAD_MIB = 4.3
 # as it does in practice, and 0.97 with 16384 die.
 RESERVE_REALLY_NEEDED = 0.3
 
-FP8_WEIGHTS = {"fp8", "mxfp8", "w8a8_fp8"}  # methods that SGLang applies to an unquantised checkpoint
-UNQUANTISED = {None, "unquant"}
+# Tokens of a sliding-window layer for each of a full one (--swa-full-tokens-ratio).
+SLIDING_RATIO = 0.8
+
 _KV_BYTES = {"auto": 2.0, "bf16": 2.0, "bfloat16": 2.0, "nvfp4": 0.5625, "fp4_mx_block16": 0.5625}  # else fp8
 
 
@@ -59,24 +63,50 @@ class Plan:
     kv_tokens: int
     weights_gib: float  # per GPU
     available_gib: float  # per GPU, after weights and KV cache
+    speculation: Speculation | None = None
 
 
-def weight_bytes(args: ServerArgs) -> float:
-    """Bytes of one weight of the linear layers."""
-    if args.quantization in FP8_WEIGHTS:
-        return 1.0
-    return 4.0 if args.dtype in ("float", "float32") else 2.0
+def attention_tp(args: ServerArgs) -> int:
+    """GPUs that share one token's attention: of --tp-size, or of one rank of --enable-dp-attention."""
+    return args.tp_size // args.dp_size if args.enable_dp_attention else args.tp_size
+
+
+def replicas(args: ServerArgs) -> int:
+    """Schedulers beside each other, each with GPUs of its own."""
+    return 1 if args.enable_dp_attention else args.dp_size
+
+
+def kv_layer_bytes(args: ServerArgs, model: Model) -> float:
+    """Bytes of one token's keys and values in one layer on one GPU.
+
+    Heads are copied where the GPUs exceed them, a latent is copied to all; with --enable-dp-attention a token
+    lies on one rank of several, which are taken for balanced.
+    """
+    width = _KV_BYTES.get(args.kv_cache_dtype, 1.0)
+    if model.latent is not None:
+        values = model.latent.rank + model.latent.rope
+    else:
+        values = 2 * max(1, model.kv_heads // attention_tp(args)) * model.head_size
+    return values * width * attention_tp(args) / args.tp_size
 
 
 def kv_bytes_per_token(args: ServerArgs, model: Model) -> float:
-    """Bytes of one token's keys and values on one GPU; heads are copied where tp exceeds them."""
-    heads = max(1, model.kv_heads // args.tp_size)
-    return 2 * model.layers * heads * model.head_size * _KV_BYTES.get(args.kv_cache_dtype, 1.0)
+    """Bytes that the KV cache of one GPU takes for a token, all layers; those of a draft model too."""
+    layers = model.layers - model.sliding_layers * (1 - SLIDING_RATIO)
+    return kv_layer_bytes(args, model) * (layers + draft_layers(args))
+
+
+def draft_layers(args: ServerArgs) -> int:
+    """Layers of the draft model: EAGLE's and NEXTN's have one, NGRAM needs none."""
+    if args.speculative_algorithm == "STANDALONE":
+        return find_model(args.speculative_draft_model_path or "").layers
+    return 0 if args.speculative_algorithm in (None, "NGRAM") else 1
 
 
 def make_plan(args: ServerArgs, model: Model, gpu: Gpu) -> Plan:
     """Resolves SGLang's defaults and lays out the memory; StartFailure where SGLang would not start."""
     _check_shapes(args, model)
+    speculation = _speculation(args, model)
     chunk, graph_max_bs = _capacity_defaults(args, gpu)
     reserve = _reserve_mib(args, chunk, graph_max_bs)
     floor = 10 * 1024 if gpu.memory_mib > 60 * 1024 else 0
@@ -114,22 +144,39 @@ def make_plan(args: ServerArgs, model: Model, gpu: Gpu) -> Plan:
         chunked_prefill_size=chunk,
         cuda_graph_max_bs=graph_max_bs,
         mem_fraction_static=fraction,
-        max_running_requests=args.max_running_requests
-        or min(max(int(kv_tokens / context * 512), 2048), 4096),
+        max_running_requests=args.max_running_requests or _most_running(kv_tokens, context, speculation),
         kv_tokens=kv_tokens,
         weights_gib=weights / 1024,
         available_gib=available / 1024,
+        speculation=speculation,
     )
 
 
+def _speculation(args: ServerArgs, model: Model) -> Speculation | None:
+    try:
+        return speculation_of(args, model)
+    except ValueError as error:
+        raise StartFailure(str(error), heading="", killed=False) from error
+
+
+def _most_running(kv_tokens: int, context: int, speculation: Speculation | None) -> int:
+    if speculation is not None:
+        return MAX_RUNNING_REQUESTS
+    return min(max(int(kv_tokens / context * 512), 2048), 4096)
+
+
 def _check_shapes(args: ServerArgs, model: Model) -> None:
-    tp = args.tp_size
+    if args.dp_size < 1 or (args.enable_dp_attention and args.tp_size % args.dp_size):
+        raise StartFailure(f"AssertionError: {args.tp_size} is not divisible by {args.dp_size}")
+    tp = attention_tp(args)
     few, many = sorted((model.kv_heads, tp))  # key-value heads are split over GPUs, or copied to several
-    for size, parts in ((model.heads, tp), (many, few), (model.intermediate, tp)):
+    for size, parts in ((model.heads, tp), (many, few), (model.intermediate, args.tp_size)):
         if parts < 1 or size % parts:
             raise StartFailure(f"AssertionError: {size} is not divisible by {parts}")
-    if args.quantization not in FP8_WEIGHTS | UNQUANTISED:
-        raise StartFailure(f"ValueError: Cannot find the config file for {args.quantization}")
+    if wrong := mismatch(args, model):
+        if not model.stored:
+            raise StartFailure(wrong)
+        raise StartFailure(wrong, heading="", killed=False)  # SGLang sees that before its child processes
     if args.context_length is not None and args.context_length > model.context:
         raise StartFailure(
             f"ValueError: User-specified context_length ({args.context_length}) is greater than the derived "
@@ -169,11 +216,20 @@ def _reserve_mib(args: ServerArgs, chunk: int | None, graph_max_bs: int) -> floa
 
 def _weights_mib(args: ServerArgs, model: Model) -> float:
     """Loaded weights on one GPU; quantisation leaves embeddings and output head in 16 bit."""
-    layers = model.attention_parameters + model.experts * model.expert_parameters
-    unquantised = 4 if weight_bytes(args) == 4 else 2
-    rest = model.parameters - layers
-    stored = (layers * weight_bytes(args) + rest * unquantised) / args.tp_size / MIB
-    return stored + LAYER_OVERHEAD_MIB * model.layers
+    weights = weights_of(args, model)
+    attention = model.attention_parameters * weights.linear / attention_tp(args)
+    others = (model.always_parameters - model.attention_parameters) * weights.linear
+    experts = model.experts * model.expert_parameters * weights.experts
+    embeddings = model.parameters - model.always_parameters - model.experts * model.expert_parameters
+    split = others + experts + embeddings * weights.rest + _draft_bytes(args, model)
+    return (attention + split / args.tp_size) / MIB + LAYER_OVERHEAD_MIB * model.layers
+
+
+def _draft_bytes(args: ServerArgs, model: Model) -> float:
+    """Weights of the draft model, in 16 bit: another model, or one more layer of this one."""
+    if args.speculative_algorithm == "STANDALONE":
+        return 2 * find_model(args.speculative_draft_model_path or "").parameters
+    return draft_layers(args) * 2 * (model.parameters - model.head_parameters) / model.layers
 
 
 def _no_room_for_kv(fraction: float, least: float) -> str:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from tuner.engines.simulator.cost import StepCost
+from tuner.engines.simulator.cost import Parts, StepCost, seconds
 from tuner.engines.simulator.flags import ServerArgs
 from tuner.engines.simulator.kv import KvPool
 from tuner.engines.simulator.memory import Plan
 from tuner.engines.simulator.policies import policy_named
 from tuner.engines.simulator.request import Request
+from tuner.engines.simulator.speculation import Speculation
 
 CLIP_MAX_NEW_TOKENS = 4096  # longer answers are counted as this long by the admission
 INIT_NEW_TOKEN_RATIO = 0.7  # share of the tokens still to come that the admission reserves
@@ -30,18 +31,21 @@ STEP_NOISE_FACTOR = 4.0
 
 @dataclass(slots=True)
 class Step:
-    """One step of the engine: at its end, each of `tokens` has one more token.
+    """One step of the engine: at its end, each of `tokens` has one more token, or more with speculation.
 
-    `aborted` requests will get none; `retraction` is SGLang's log line, if any were sent back to the queue.
-    `new_tokens` and `cached_tokens` are prefilled and found in the cache; 0 in a decode step.
+    They are `generated` tokens in all. `aborted` requests will get none; `retraction` is SGLang's log line,
+    if any were sent back to the queue. `new_tokens` and `cached_tokens` are prefilled and found in the cache;
+    0 in a decode step.
     """
 
-    duration_s: float
+    parts: Parts
     tokens: list[Request]
     aborted: list[Request]
+    duration_s: float = 0.0
     new_tokens: int = 0
     cached_tokens: int = 0
     new_requests: int = 0
+    generated: int = 0
     retraction: str = ""
 
 
@@ -83,6 +87,8 @@ class Scheduler:
         self._order_rng = Random(seed)  # noqa: S311  no secret
         self._noise_rng = Random(seed + 1)  # noqa: S311  no secret
         self._step_noise = args.noise * STEP_NOISE_FACTOR
+        self._speculation = plan.speculation
+        self._guess_rng = Random(seed + 2)  # noqa: S311  no secret
         self._run_factor = self._noise_rng.lognormvariate(0, args.noise) if args.noise else 1.0
 
     @property
@@ -90,12 +96,18 @@ class Scheduler:
         """Requests that are known and not finished."""
         return len(self.waiting) + len(self.running) + (self._chunked is not None)
 
+    @property
+    def load(self) -> int:
+        """Tokens that are cached for requests or waited for: what SGLang balances ranks by."""
+        return self.kv.used + sum(len(request.prompt) for request in self.waiting)
+
     def add(self, request: Request, now: float) -> None:
         """Queues `request`, which arrived at `now`; its answer is cut to what context and KV cache can hold.
 
         ValueError, in SGLang's words, where not even the prompt fits.
         """
-        room = min(self._plan.context_length, self.kv.capacity) - len(request.prompt) - 2
+        drafts = 0 if self._speculation is None else self._speculation.draft_tokens
+        room = min(self._plan.context_length, self.kv.capacity) - len(request.prompt) - 2 - drafts
         if room < 1:
             raise ValueError(
                 f"Input length ({len(request.prompt)} tokens) exceeds the maximum allowed length "
@@ -137,7 +149,7 @@ class Scheduler:
         if not batch and not self.running:
             return None
         step = self._prefill(batch) if batch else self._decode()
-        step.duration_s *= self._run_factor
+        step.duration_s = seconds(step.parts, self._cost.constants) * self._run_factor
         if self._step_noise:
             step.duration_s *= self._noise_rng.lognormvariate(0, self._step_noise)
         return step
@@ -234,10 +246,10 @@ class Scheduler:
 
     def _prefill(self, batch: list[tuple[Request, int]]) -> Step:
         mixed = self.running if self._args.enable_mixed_chunk and self._fits_decode(self.running) else []
-        duration = self._cost.prefill_s(
+        parts = self._cost.prefill(
             [(new, request.computed) for request, new in batch], len(mixed), _context(mixed)
         )
-        step = Step(duration, [], [], new_requests=len(batch))
+        step = Step(parts, [], [], new_requests=len(batch))
         if mixed:
             self._extend_running(step)
         for request, new in batch:
@@ -248,29 +260,34 @@ class Scheduler:
             self.kv.share(request)
             if request is not self._chunked:
                 request.generated += 1
+                step.generated += 1
                 step.tokens.append(request)
                 self.running.append(request)
         self._leave_finished(step.tokens)
         return step
 
     def _decode(self) -> Step:
-        step = Step(0.0, [], [])
+        step = Step(Parts(), [], [])
         if self._fits_decode(self.running):
             decay = (self._init_ratio - self._min_ratio) / NEW_TOKEN_RATIO_DECAY_STEPS
             self.new_token_ratio = max(self.new_token_ratio - decay, self._min_ratio)
         else:
             self._retract(step)
-        step.duration_s = self._cost.decode_s(len(self.running), _context(self.running))
-        self._extend_running(step)
+        step.parts = self._cost.decode(len(self.running), _context(self.running))
+        self._extend_running(step, self._speculation)
         self._leave_finished(step.tokens)
         return step
 
-    def _extend_running(self, step: Step) -> None:
-        """One more token for every running request."""
-        self.kv.allocate(len(self.running))
-        for request in self.running:
-            request.computed += 1
-            request.generated += 1
+    def _extend_running(self, step: Step, speculation: Speculation | None = None) -> None:
+        """One more token for every running request; with `speculation` as many as were guessed rightly."""
+        new = [1] * len(self.running)
+        if speculation is not None:
+            new = [min(speculation.draw(self._guess_rng), request.tokens_left()) for request in self.running]
+        step.generated += sum(new)
+        self.kv.allocate(sum(new))
+        for request, tokens in zip(self.running, new, strict=True):
+            request.computed += tokens
+            request.generated += tokens
         step.tokens.extend(self.running)
 
     def _leave_finished(self, requests: list[Request]) -> None:
@@ -312,7 +329,9 @@ class Scheduler:
         )
 
     def _fits_decode(self, requests: list[Request]) -> bool:
-        return len(requests) <= self.kv.available
+        """Whether the KV cache has room for a step: drafts take theirs until they are verified."""
+        each = 1 if self._speculation is None else self._speculation.draft_tokens
+        return len(requests) * each <= self.kv.available
 
     def _release(self, request: Request) -> None:
         self.kv.release(request)

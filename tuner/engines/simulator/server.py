@@ -8,8 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +17,10 @@ from tuner.engines.simulator.answers import Answer, error_body, json_response, r
 from tuner.engines.simulator.calls import read_call
 from tuner.engines.simulator.connection import Connection
 from tuner.engines.simulator.flags import ServerArgs
+from tuner.engines.simulator.launch import effective_args
 from tuner.engines.simulator.memory import Plan
 from tuner.engines.simulator.pacing import Pacer
+from tuner.engines.simulator.ranks import Balancer
 from tuner.engines.simulator.scheduler import Scheduler, Step
 
 log = logging.getLogger("simulator")
@@ -28,11 +29,11 @@ GENERATING = {"/v1/completions", "/v1/chat/completions", "/generate"}
 HEALTH_CALL = b'{"text": "health", "sampling_params": {"max_new_tokens": 1}}'
 
 
-def serve(args: ServerArgs, plan: Plan, scheduler: Scheduler) -> None:
+def serve(args: ServerArgs, plan: Plan, schedulers: Sequence[Scheduler]) -> None:
     """Serves until SIGTERM or SIGINT ends the process; OSError where host and port cannot be bound."""
     _leave_on_signals()
     loop = _event_loop()
-    server = Server(args, plan, scheduler, loop)
+    server = Server(args, plan, schedulers, loop)
     loop.run_until_complete(
         loop.create_server(lambda: Connection(server.serve), args.host, args.port, backlog=2048)
     )
@@ -72,13 +73,18 @@ class Server:
     """Routes requests and keeps the counters that /metrics and /server_info show."""
 
     def __init__(
-        self, args: ServerArgs, plan: Plan, scheduler: Scheduler, loop: asyncio.AbstractEventLoop
+        self,
+        args: ServerArgs,
+        plan: Plan,
+        schedulers: Sequence[Scheduler],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._args = args
         self._plan = plan
-        self._scheduler = scheduler
+        self._schedulers = schedulers
         self._model = args.served_model_name or args.model_path
-        self._pacer = Pacer(scheduler, loop, self._count)
+        self._pacers = [Pacer(scheduler, loop, self._count) for scheduler in schedulers]
+        self._balancer = Balancer(args.load_balance_method, schedulers)
         self._loop = loop
         self._decode_steps = 0
         self._interval_tokens = 0
@@ -120,7 +126,7 @@ class Server:
 
     def _generate(self, connection: Connection, path: str, body: bytes) -> None:
         most = self._args.max_queued_requests
-        if most is not None and len(self._scheduler.waiting) >= most:
+        if most is not None and self._queued() >= most:
             self._refuse(connection, 503, "The request queue is full.")
             return
         try:
@@ -133,17 +139,18 @@ class Server:
                 stream=stream,
                 interval=self._args.stream_interval,
             )
-            self._pacer.submit(request, answer)
+            pacer = self._pacers[self._balancer.choose()]
+            pacer.submit(request, answer)
         except ValueError as error:
             self._refuse(connection, 400, str(error))
             return
-        connection.on_lost = partial(self._pacer.abort, request)
+        connection.on_lost = partial(pacer.abort, request)
 
     # Counters
 
     def _count(self, step: Step) -> None:
-        self._generation_tokens += len(step.tokens)
-        self._interval_tokens += len(step.tokens)
+        self._generation_tokens += step.generated
+        self._interval_tokens += step.generated
         if step.retraction:
             log.warning(step.retraction)
         for request in step.aborted:
@@ -166,8 +173,8 @@ class Server:
             step.new_tokens,
             step.cached_tokens,
             self._token_usage(),
-            len(self._scheduler.running),
-            len(self._scheduler.waiting),
+            self._running(),
+            self._queued(),
         )
 
     def _log_decode(self) -> None:
@@ -177,16 +184,27 @@ class Server:
         log.info(
             "Decode batch, #running-req: %d, #token: %d, token usage: %.2f, cuda graph: %s, gen throughput "
             "(token/s): %.2f, #queue-req: %d",
-            len(self._scheduler.running),
-            self._scheduler.kv.used,
+            self._running(),
+            self._used(),
             self._token_usage(),
-            len(self._scheduler.running) <= self._plan.cuda_graph_max_bs,
+            self._running() <= self._plan.cuda_graph_max_bs * len(self._schedulers),
             self._gen_throughput,
-            len(self._scheduler.waiting),
+            self._queued(),
         )
 
+    # Of all ranks together
+
+    def _running(self) -> int:
+        return sum(len(rank.running) for rank in self._schedulers)
+
+    def _queued(self) -> int:
+        return sum(len(rank.waiting) for rank in self._schedulers)
+
+    def _used(self) -> int:
+        return sum(rank.kv.used for rank in self._schedulers)
+
     def _token_usage(self) -> float:
-        return self._scheduler.kv.used / self._scheduler.kv.capacity
+        return self._used() / sum(rank.kv.capacity for rank in self._schedulers)
 
     # Endpoints
 
@@ -212,39 +230,33 @@ class Server:
         )
 
     def _server_info(self) -> bytes:
-        plan, scheduler = asdict(self._plan), self._scheduler
-        resolved = {name: plan[name] for name in plan if hasattr(self._args, name)}
-        resolved["chunked_prefill_size"] = self._plan.chunked_prefill_size or -1
-        resolved["served_model_name"] = self._model
         state = {
             "last_gen_throughput": self._gen_throughput,
-            "num_running_reqs": len(scheduler.running),
-            "num_waiting_reqs": len(scheduler.waiting),
+            "num_running_reqs": self._running(),
+            "num_waiting_reqs": self._queued(),
             "token_usage": self._token_usage(),
-            "new_token_ratio": scheduler.new_token_ratio,
+            "new_token_ratio": self._schedulers[0].new_token_ratio,
         }
         info: dict[str, Any] = {
-            **asdict(self._args),
-            **resolved,
+            **effective_args(self._args, self._plan),
             "version": f"simulator-{__version__}",
             "simulated": True,
             "max_total_num_tokens": self._plan.kv_tokens,
-            "late_s": self._pacer.late_s,
+            "late_s": max(pacer.late_s for pacer in self._pacers),
             "internal_states": [state],
         }
         return json_response(info)
 
     def _metrics(self) -> bytes:
-        scheduler = self._scheduler
         lines = []
         for kind, name, value in (
-            ("gauge", "num_running_reqs", len(scheduler.running)),
-            ("gauge", "num_queue_reqs", len(scheduler.waiting)),
-            ("gauge", "num_used_tokens", scheduler.kv.used),
+            ("gauge", "num_running_reqs", self._running()),
+            ("gauge", "num_queue_reqs", self._queued()),
+            ("gauge", "num_used_tokens", self._used()),
             ("gauge", "token_usage", self._token_usage()),
             ("gauge", "cache_hit_rate", self._cache_hit_rate),
             ("gauge", "gen_throughput", self._gen_throughput),
-            ("counter", "num_retracted_reqs", scheduler.retracted_total),
+            ("counter", "num_retracted_reqs", sum(rank.retracted_total for rank in self._schedulers)),
             ("counter", "prompt_tokens_total", self._prompt_tokens),
             ("counter", "generation_tokens_total", self._generation_tokens),
         ):
@@ -254,6 +266,8 @@ class Server:
         return response(200, "".join(lines).encode(), "text/plain; version=0.0.4; charset=utf-8")
 
     def _flush_cache(self) -> bytes:
-        if self._scheduler.flush_cache():
+        if not any(rank.in_flight for rank in self._schedulers):
+            for rank in self._schedulers:
+                rank.flush_cache()
             return response(200, b"Cache flushed.\n", "text/plain")
         return response(400, b"Cache not flushed: requests are in flight.\n", "text/plain")

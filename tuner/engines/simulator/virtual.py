@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tuner.engines.simulator.cost import StepCost
+from tuner.engines.simulator.constants import DEFAULT, Constants
+from tuner.engines.simulator.cost import Parts, StepCost
 from tuner.engines.simulator.flags import ServerArgs, parse_args
 from tuner.engines.simulator.gpus import GPUS
 from tuner.engines.simulator.memory import Plan, make_plan
@@ -17,11 +18,12 @@ from tuner.engines.simulator.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Served:
-    """One answered request; seconds, from its sending."""
+    """One answered request: when it was sent, and seconds from then."""
 
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    sent_s: float
     ttft_s: float
     e2e_s: float
 
@@ -56,8 +58,8 @@ class ClosedLoop:
         return sum(one.e2e_s for one in self.served) / len(self.served)
 
 
-def build(argv: Sequence[str]) -> tuple[ServerArgs, Plan, Scheduler]:
-    """A scheduler for a command line, seeded with --random-seed or 0.
+def build(argv: Sequence[str], constants: Constants = DEFAULT) -> tuple[ServerArgs, Plan, Scheduler]:
+    """The scheduler of one rank for a command line, seeded with --random-seed or 0.
 
     StartFailure, ModelNotFound or SystemExit where a server would not start.
     """
@@ -65,12 +67,20 @@ def build(argv: Sequence[str]) -> tuple[ServerArgs, Plan, Scheduler]:
     model = find_model(args.model_path)
     gpu = GPUS[args.gpu]
     plan = make_plan(args, model, gpu)
-    scheduler = Scheduler(args, plan, StepCost(args, plan, model, gpu), seed=args.random_seed or 0)
-    return args, plan, scheduler
+    cost = StepCost(args, plan, model, gpu, constants)
+    return args, plan, Scheduler(args, plan, cost, seed=args.random_seed or 0)
 
 
-def closed_loop(scheduler: Scheduler, requests: Iterable[tuple[Tokens, int]], concurrency: int) -> ClosedLoop:
-    """Sends (prompt, output tokens) one after the other, `concurrency` at a time, until all are answered."""
+def closed_loop(
+    scheduler: Scheduler,
+    requests: Iterable[tuple[Tokens, int]],
+    concurrency: int,
+    trace: list[tuple[float, Parts]] | None = None,
+) -> ClosedLoop:
+    """Sends (prompt, output tokens) one after the other, `concurrency` at a time, until all are answered.
+
+    When each step began, and its parts, go into `trace`.
+    """
     source = iter(requests)
     now = 0.0
     first: dict[Request, float] = {}
@@ -84,6 +94,8 @@ def closed_loop(scheduler: Scheduler, requests: Iterable[tuple[Tokens, int]], co
     for _ in range(concurrency):
         send()
     while (step := scheduler.step(now)) is not None:
+        if trace is not None:
+            trace.append((now, step.parts))
         now += step.duration_s
         for request in step.tokens:
             if request.generated == 1:
@@ -95,6 +107,7 @@ def closed_loop(scheduler: Scheduler, requests: Iterable[tuple[Tokens, int]], co
                         len(request.prompt),
                         request.cached_tokens or 0,
                         request.generated,
+                        request.arrival_s,
                         ttft,
                         now - request.arrival_s,
                     )
