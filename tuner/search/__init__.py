@@ -1,7 +1,9 @@
 """Which configuration is tried next: the study's searcher (`searcher`), and the strategies behind it."""
 
 from tuner.search.scheduler import LosingTrials
-from tuner.search.searcher import (
+from tuner.search.searcher import StudySearcher
+from tuner.search.strategies import make_searcher
+from tuner.search.trials import (
     ATTEMPTS,
     ELAPSED,
     METRIC,
@@ -9,11 +11,9 @@ from tuner.search.searcher import (
     PLACED,
     SHARE,
     Config,
-    StudySearcher,
     Suggestion,
     metric_names,
 )
-from tuner.search.strategies import make_searcher
 
 __all__ = [
     "ATTEMPTS",

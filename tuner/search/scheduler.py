@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuner.objective import HARD_SLO_TIER
-from tuner.search.searcher import METRIC, PLACED, SHARE
+from tuner.search.trials import METRIC, PLACED, SHARE
 from tuner.stopping import EarlyStopping
 
 

@@ -12,7 +12,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -24,53 +23,15 @@ from tuner.objective import FAILED_TIER, HARD_SLO_TIER
 from tuner.past import Past, PastTrial
 from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
-from tuner.space import SearchSpace, Value, config_key
+from tuner.search.queue import Pending, Queue
+from tuner.search.trials import ELAPSED, METRIC, MODE, PLACED, SHARE, Config, Losses, Suggestion
+from tuner.space import SearchSpace, config_key
 from tuner.stopping import EarlyStopping, SearchEnd
 
-METRIC, MODE = "loss", "min"
-SHARE, ELAPSED = "share", "elapsed_s"  # of a result: how much of the trial's load is done, and in what time
-PLACED = "placed"  # of a trial's first result, which measures nothing: the id of its node
-ATTEMPTS = 3  # at a trial that infrastructure takes away
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
-_HELD, _OVERTAKEN = 4, 8  # suggestions that wait for GPUs; how often the first of them may be overtaken
 _REFUSED_IN_A_ROW = 100  # then the engine refuses everything, and the search ends
 _DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
 _FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
-
-Config = dict[str, Value]
-Losses = dict[str, float]  # by metric: the loss of each objective
-
-
-def metric_names(objectives: int) -> tuple[str, ...]:
-    """The names of the losses in a result, one for each objective."""
-    return (METRIC, *(f"{METRIC}_{number}" for number in range(2, objectives + 1)))
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A trial to run: its number within the study, its kind ("baseline", "search", "confirm"), its flags.
-
-    `attempt` counts from 1; every further one follows a trial that was lost, and avoids where it was.
-    """
-
-    number: int
-    kind: str
-    config: Config
-    attempt: int = 1
-
-    @property
-    def key(self) -> str:
-        return config_key(self.config)
-
-
-@dataclass
-class _Pending:
-    """A suggestion that is being measured, and every inner id that proposed it."""
-
-    suggestion: Suggestion
-    inner_ids: list[str] = field(default_factory=list)
-    node: str | None = None  # where it runs, once that is known
-    lost_on: set[str] = field(default_factory=set)
 
 
 class StudySearcher(Searcher):
@@ -105,7 +66,7 @@ class StudySearcher(Searcher):
         self._baseline_due = baseline
         self._end, self.stopping, self._expected_gain = end or SearchEnd(), stopping, expected_gain
         self.ended_early = ""  # why the search ended before its last trial
-        self._capacity = capacity or Capacity()
+        self._queue = Queue(capacity or Capacity())
         self._refuse: Callable[[Config], Failure | None] = lambda config: None
         self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
         self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
@@ -114,9 +75,6 @@ class StudySearcher(Searcher):
         self._measured: dict[str, Config] = {}
         self._confirmations: list[Config] | None = None
         self._refused_in_a_row = 0
-        self._pending: dict[str, _Pending] = {}
-        self._held: list[_Pending] = []  # suggestions that wait for GPUs
-        self._overtaken = 0  # how often in a row the first of them was
         self._given_up: set[str] = set()
         self._asked = self._numbered = self._searched = self._repeats = 0
         self._asked_in_a_row = _ASKED_IN_A_ROW
@@ -160,88 +118,52 @@ class StudySearcher(Searcher):
             return
         self._searched += 1
         self._baseline_due &= trial.kind != "baseline"
-        held = trial.gpus if self._capacity.counts_gpus else 0
-        self._end.ended(self._progress(self._losses[key]), gpus=held, duration_s=trial.duration_s)
+        gpus = trial.gpus if self._queue.capacity.counts_gpus else 0
+        self._end.ended(self._progress(self._losses[key]), gpus=gpus, duration_s=trial.duration_s)
         self._measured[key] = dict(trial.config)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
-        pending = self._fitting()
+        pending = self._queue.next(self._due)
         if pending is None:
-            return None if self._pending or self._held else Searcher.FINISHED
-        self._pending[trial_id] = pending
-        suggestion = pending.suggestion
-        if suggestion.kind != "confirm":
+            return None if self._queue else Searcher.FINISHED
+        if pending.suggestion.kind != "confirm":
             self._end.began()
-        return {
-            "number": suggestion.number,
-            "kind": suggestion.kind,
-            "flags": dict(suggestion.config),
-            "attempt": suggestion.attempt,
-            "avoid": self._capacity.avoided(suggestion.config, pending.lost_on),
-        }
-
-    def _fitting(self) -> _Pending | None:
-        """The first that is due and fits into what is free; where nothing runs, the first.
-
-        A small one may overtake a large one that waits, which keeps GPUs busy, but not for ever.
-        """
-        in_use = sum(self._capacity.needs(pending.suggestion.config) for pending in self._pending.values())
-        free = self._capacity.total - in_use if in_use else math.inf
-        while True:
-            for place, pending in enumerate(self._held):
-                if self._capacity.needs(pending.suggestion.config) <= free:
-                    self._overtaken = self._overtaken + 1 if place else 0
-                    return self._held.pop(place)
-                if self._overtaken >= _OVERTAKEN:
-                    return None
-            if len(self._held) >= _HELD or (self._held and free < self._capacity.fewest):
-                return None
-            due = self._due()
-            if due is None:
-                return None
-            self._held.append(due)
+        return self._queue.starts(trial_id, pending)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Learns where a trial runs. What it shows teaches nothing: a trial counts when it ends."""
         if PLACED in result:
-            self._pending[trial_id].node = result[PLACED]
+            self._queue.placed(trial_id, result[PLACED])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Teaches the outcome; a trial that was lost to infrastructure runs again, and teaches nothing."""
-        pending = self._pending.pop(trial_id)
         if error or not result or METRIC not in result or result.get("infrastructure"):
-            self._lost(pending)
+            if given_up := self._queue.lost(trial_id):
+                self._give_up(given_up)
             return
-        if pending.node is not None:
-            self._capacity.served(pending.node)
+        pending = self._queue.ended(trial_id)
         suggestion, losses = pending.suggestion, self._final(result)
         if suggestion.kind == "confirm":
             return
-        held = self._capacity.needs(suggestion.config) if self._capacity.counts_gpus else 0
-        self._end.ended(self._progress(losses), gpus=held, duration_s=float(result.get(ELAPSED, 0.0)))
+        duration_s = float(result.get(ELAPSED, 0.0))
+        self._end.ended(self._progress(losses), gpus=self._gpus(suggestion.config), duration_s=duration_s)
         self._losses[suggestion.key] = losses
         self._measured[suggestion.key] = suggestion.config
         for inner_id in pending.inner_ids:
             self._tell(inner_id, losses)
 
-    def _under_way(self) -> list[_Pending]:
-        return [*self._pending.values(), *self._held]
+    def _gpus(self, config: Config) -> int:
+        """How many GPUs a trial holds; none where CPUs are counted."""
+        capacity = self._queue.capacity
+        return capacity.needs(config) if capacity.counts_gpus else 0
 
-    def _lost(self, pending: _Pending) -> None:
-        """Puts a lost trial first in the queue again; after `ATTEMPTS` it is given up, and cost no trial."""
-        suggestion = pending.suggestion
-        if pending.node is not None:
-            self._capacity.lost(pending.node)
-            pending.lost_on.add(pending.node)
-        if suggestion.attempt < ATTEMPTS:
-            again = replace(suggestion, attempt=suggestion.attempt + 1)
-            self._held.insert(0, replace(pending, suggestion=again, node=None))
-            return
-        self._given_up.add(suggestion.key)
-        self._searched -= suggestion.kind != "confirm"
+    def _give_up(self, pending: Pending) -> None:
+        """A trial that was lost again and again cost no trial, and is not proposed again."""
+        self._given_up.add(pending.suggestion.key)
+        self._searched -= pending.suggestion.kind != "confirm"
         for inner_id in pending.inner_ids:
             self._inner.on_trial_complete(inner_id, error=True)
 
@@ -266,14 +188,14 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see `save`."""
 
-    def _due(self) -> _Pending | None:
+    def _due(self) -> Pending | None:
         """What comes next: the search, and when all of it has ended, the confirmation."""
         if self._searched < self.budget and not self.ended_early:
             self.ended_early = self._end.reason()
             if not self.ended_early and (found := self._next()):
                 self._searched += 1
                 return found
-        if any(pending.suggestion.kind != "confirm" for pending in self._under_way()):
+        if any(pending.suggestion.kind != "confirm" for pending in self._queue):
             return None
         if self._confirmations is None:
             repeats = self._to_confirm()
@@ -313,7 +235,7 @@ class StudySearcher(Searcher):
         bound = finished.get(config_key({}), [math.inf])[0]
         return sorted((key for key in finished if finished[key][0] < bound), key=lambda key: finished[key][0])
 
-    def _next(self) -> _Pending | None:
+    def _next(self) -> Pending | None:
         """A configuration that nobody has tried; None where there is none (for now)."""
         if self._baseline_due:
             self._baseline_due = False
@@ -332,7 +254,7 @@ class StudySearcher(Searcher):
                 return found
         return self._drawn()
 
-    def _take(self, config: Config, inner_id: str) -> _Pending | None:
+    def _take(self, config: Config, inner_id: str) -> Pending | None:
         """`config` as a new trial, unless the answer to it is known already or on its way."""
         key = config_key(config)
         if key in self._losses:
@@ -341,7 +263,7 @@ class StudySearcher(Searcher):
         if key in self._given_up:
             self._inner.on_trial_complete(inner_id, error=True)
             return None
-        for pending in self._under_way():
+        for pending in self._queue:
             if pending.suggestion.key == key and pending.suggestion.kind != "baseline":
                 pending.inner_ids.append(inner_id)
                 return None
@@ -370,12 +292,12 @@ class StudySearcher(Searcher):
         self._refused_in_a_row += 1
         return True
 
-    def _drawn(self) -> _Pending | None:
+    def _drawn(self) -> Pending | None:
         """A configuration drawn from those not tried yet: the sampler keeps proposing what is known.
 
         None where all are tried, or where none is found that the constraints and the engine allow.
         """
-        on_its_way = {pending.suggestion.key for pending in self._under_way()}
+        on_its_way = {pending.suggestion.key for pending in self._queue}
         tried = self._losses.keys() | on_its_way | self._given_up
         for config in self._untried(tried):
             if self._hopeless:
@@ -397,10 +319,10 @@ class StudySearcher(Searcher):
             if self._space.allows(config) and config_key(config) not in tried:
                 yield config
 
-    def _new(self, kind: str, config: Config, inner_id: str | None = None) -> _Pending:
+    def _new(self, kind: str, config: Config, inner_id: str | None = None) -> Pending:
         suggestion = Suggestion(self._numbered, kind, config)
         self._numbered += 1
-        return _Pending(suggestion, [inner_id] if inner_id else [])
+        return Pending(suggestion, [inner_id] if inner_id else [])
 
     def _tell(self, inner_id: str, losses: Losses) -> None:
         self._inner.on_trial_complete(inner_id, losses)

@@ -19,8 +19,9 @@ from tuner.past import Past
 from tuner.plan import FINALISTS, planned_trials, sampler_of
 from tuner.search.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.search.gp_sampler import GpSampler
-from tuner.search.searcher import METRIC, MODE, Config, StudySearcher, metric_names
+from tuner.search.searcher import StudySearcher
 from tuner.search.staged import Stage, StagedSearcher, stages_of, trials_of
+from tuner.search.trials import METRIC, MODE, Config, metric_names
 from tuner.space import SearchSpace
 from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.task import Task
