@@ -8,15 +8,20 @@ looked up instead of measured. A hit is a value within 2 % of the surface's best
     python benchmarks/search_quality.py --surfaces FOLDER --seeds 5 --strategies ours tpe --json
     python benchmarks/search_quality.py --surfaces FOLDER --at-once 4
     python benchmarks/search_quality.py --surfaces FOLDER --invalid cost
+    python benchmarks/search_quality.py --surfaces FOLDER --invalid half
+    python benchmarks/search_quality.py --surfaces FOLDER --warm-start --strategies ours
     python benchmarks/search_quality.py --surfaces FOLDER --strategies ours random --by-surface
     python benchmarks/search_quality.py --surfaces FOLDER --noise 0.1
 
 `ours` is this project's sampler; `gp`, as the peer, the plain Gaussian process of the textbooks over the
 listed configurations, which it knows even with --invalid cost. A surface that is never hit counts as
 infinitely many trials (null in JSON). Invalid proposals are free unless --invalid cost: then each is a
-failed trial, and the search knows of no list of what exists. With --noise each measurement is off by that
-share (standard deviation), and the two best are measured three times more at the end; "answer" is how often
-the recommendation truly is within 2 % (of `gp`, which has no repeats, the lowest that was seen).
+failed trial, and the search knows of no list of what exists, but the product of all values. --invalid half:
+as many configurations fail as work (see `halved`), and again it is not told which. --warm-start adds
+`warm`: ours, with what it tried on each surface of the same parameters as a prior; only surfaces that have
+such siblings are searched then. With --noise each measurement is off by that share (standard deviation),
+and the two best are measured three times more at the end; "answer" is how often the recommendation truly is
+within 2 % (of `gp`, which has no repeats, the lowest that was seen).
 """
 
 from __future__ import annotations
@@ -28,8 +33,9 @@ import os
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +51,13 @@ from scipy.linalg import cho_solve
 from scipy.optimize import minimize
 
 import tuner.search
+from tuner.experience import NOTHING, Experience
 from tuner.search.encoding import encode, optuna_integers
 from tuner.search.surrogate import expected_improvement
 from tuner.space import SearchSpace, Value, config_key
 from tuner.task import Task, make_task
 
+WARM = "warm"
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ours": {"sampler": "gp"},
     "tpe": {"sampler": "tpe"},
@@ -78,11 +86,15 @@ class ListedSpace(SearchSpace):
 
 @dataclass(frozen=True)
 class Surface:
-    """A search problem: the product of all values, and the loss of those configurations that exist."""
+    """A search problem: the product of all values, and the loss of those configurations that exist.
+
+    `failing` are the configurations that may be tried and do not work; None: whatever has no loss.
+    """
 
     name: str
     task: Task
     losses: dict[str, float]
+    failing: frozenset[str] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Surface:
@@ -99,6 +111,34 @@ class Surface:
         """The loss from which a configuration is within `share` of the best."""
         return min(self.losses.values()) - math.log(1 - share)
 
+    def space(self, invalid: str) -> SearchSpace:
+        """What a search is told: what exists, what may be tried, or the product of all values."""
+        if invalid == "cost":
+            return self.task.space
+        known = (
+            self.losses if invalid == "free" else dict.fromkeys([*self.losses, *(self.failing or ())], 0.0)
+        )
+        return ListedSpace(self.task.space.domains, (), known)
+
+
+def halved(surface: Surface) -> Surface:
+    """The surface among as many configurations that fail: drawn from those that are not listed.
+
+    Where these are too few, the listed ones on one side of a plane fail too, as those do that need more
+    memory than there is; the plane is drawn at random, and the best is sought among what is left.
+    """
+    rng = np.random.default_rng(zlib.crc32(surface.name.encode()))
+    every = [config_key(config) for config in surface.task.space.grid()]
+    unlisted = [key for key in every if key not in surface.losses]
+    failing = {str(key) for key in rng.permutation(unlisted)[: len(surface.losses)]}
+    listed = list(surface.losses)
+    points = encode(surface.task.space, integers=optuna_integers).points([json.loads(key) for key in listed])
+    needs = (points / points.max(axis=0)) @ rng.normal(size=points.shape[1])
+    too_few = (len(listed) - len(failing)) // 2
+    failing |= {listed[place] for place in np.argsort(-needs)[:too_few]}
+    works = {key: loss for key, loss in surface.losses.items() if key not in failing}
+    return replace(surface, losses=works, failing=frozenset(failing))
+
 
 def _plain(value: Any) -> Any:
     if pd.isna(value):
@@ -112,14 +152,21 @@ def _order(value: Any) -> tuple[bool, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """The losses in the order of the trials, the seconds that suggestions took, the loss of the answer."""
+    """What was tried and its losses, in order, the seconds that suggestions took, the loss of the answer."""
 
+    keys: list[str]
     losses: list[float]
     suggest_s: float
     recommended: float
 
 
-def run(surface: Surface, options: dict[str, Any], seed: int, args: argparse.Namespace) -> Run:
+def run(
+    surface: Surface,
+    options: dict[str, Any],
+    seed: int,
+    args: argparse.Namespace,
+    known: Experience = NOTHING,
+) -> Run:
     """One search of `args.trials` trials, `args.at_once` of them at a time, and its repeats under noise."""
     ends = {"convergence": {"least_gain": None}}  # all searches are as long
     repeats = {"confirm": REPEATS if args.noise else 0}
@@ -128,8 +175,10 @@ def run(surface: Surface, options: dict[str, Any], seed: int, args: argparse.Nam
     if not options:
         searcher: Any = PlainGp(surface, task, seed)
     else:
-        searcher = _searcher(surface, task, seed, invalid_costs=args.invalid == "cost")
+        searcher = tuner.search.make_searcher(task, seed=seed, space=surface.space(args.invalid), known=known)
+        searcher.guard(lambda config: None, lambda suggestion, failure: FAILED_LOSS)
     rng = np.random.default_rng([seed, 1])
+    keys: list[str] = []
     losses: list[float] = []
     once: dict[str, list[float]] = {}
     again: dict[str, list[float]] = {}
@@ -148,13 +197,14 @@ def run(surface: Surface, options: dict[str, Any], seed: int, args: argparse.Nam
             loss = surface.losses.get(key, FAILED_LOSS)
             seen = loss + args.noise * rng.normal()
             if suggestion["kind"] == "search":
+                keys.append(key)
                 losses.append(loss)
             (again if suggestion["kind"] == "confirm" else once).setdefault(key, []).append(seen)
             searcher.on_trial_complete(trial, {"loss": seen})
         elif found == Searcher.FINISHED:
             judged = again or once  # as `tuner.analysis.confirmation` does, were all overrides alike
             answer = min(judged, key=lambda key: float(np.mean(judged[key])))
-            return Run(losses, spent / max(len(losses), 1), surface.losses.get(answer, FAILED_LOSS))
+            return Run(keys, losses, spent / max(len(losses), 1), surface.losses.get(answer, FAILED_LOSS))
 
 
 class PlainGp:
@@ -226,12 +276,22 @@ def _textbook(points: np.ndarray, scaled: np.ndarray, others: np.ndarray) -> tup
     return cross @ weights, np.sqrt(np.maximum(np.exp(theta[0]) - explained, 1e-12))
 
 
-def _searcher(surface: Surface, task: Task, seed: int, *, invalid_costs: bool) -> Any:
-    """The study's own searcher, over the surface; invalid rows cost nothing, or a failed trial."""
-    space = task.space if invalid_costs else ListedSpace(task.space.domains, (), surface.losses)
-    searcher = tuner.search.make_searcher(task, seed=seed, space=space)
-    searcher.guard(lambda config: None, lambda suggestion, failure: FAILED_LOSS)
-    return searcher
+def warm(name: str, surfaces: Mapping[str, Surface], seed: int, args: argparse.Namespace) -> Run:
+    """Our search of a surface, its siblings searched before."""
+    options = STRATEGIES["ours"]
+    own = surfaces[name].task.space
+    priors = []
+    for sibling in siblings(name, surfaces):
+        earlier = run(surfaces[sibling], options, seed, args)
+        tried = [(json.loads(key), loss) for key, loss in zip(earlier.keys, earlier.losses, strict=True)]
+        priors.append([(config, loss) for config, loss in tried if own.contains(config)])
+    return run(surfaces[name], options, seed, args, Experience([], [known for known in priors if known]))
+
+
+def siblings(name: str, surfaces: Mapping[str, Surface]) -> list[str]:
+    """The other surfaces of the same parameters."""
+    own = list(surfaces[name].task.parameters)
+    return [other for other in surfaces if other != name and list(surfaces[other].task.parameters) == own]
 
 
 def summarise(runs: dict[str, list[Run]], surfaces: dict[str, Surface]) -> dict[str, float]:
@@ -311,9 +371,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--at-once", type=int, default=1, help="trials that run at the same time")
-    parser.add_argument("--invalid", choices=["free", "cost"], default="free", help="what is not listed")
+    parser.add_argument("--invalid", choices=["free", "cost", "half"], default="free", help="what fails")
     parser.add_argument("--noise", type=float, default=0.0, help="of a measurement, as a share")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
+    parser.add_argument("--warm-start", action="store_true", help="also ours, knowing what siblings told")
     parser.add_argument("--by-surface", action="store_true", help="a table for each surface too")
     parser.add_argument("--json", action="store_true", help="figures for machines")
     args = parser.parse_args()
@@ -321,14 +382,20 @@ def main() -> None:
     surfaces = {path.stem: Surface.read(path) for path in sorted(args.surfaces.glob("*.csv"))}
     if not surfaces:
         parser.error(f"--surfaces: no CSV file in {args.surfaces}")
+    if args.invalid == "half":
+        surfaces = {name: halved(surface) for name, surface in surfaces.items()}
+    if args.warm_start:
+        surfaces = {name: surface for name, surface in surfaces.items() if siblings(name, surfaces)}
     figures: dict[str, dict[str, float]] = {}
     by_surface: dict[str, dict[str, dict[str, float]]] = {name: {} for name in surfaces}
-    for strategy in args.strategies:
+    for strategy in [*args.strategies, *([WARM] if args.warm_start else [])]:
         runs: dict[str, list[Run]] = {}
         for name, surface in surfaces.items():
             progress(f"{strategy} on {name}")
-            options = STRATEGIES[strategy]
-            runs[name] = [run(surface, options, seed, args) for seed in range(args.seeds)]
+            if strategy == WARM:
+                runs[name] = [warm(name, surfaces, seed, args) for seed in range(args.seeds)]
+            else:
+                runs[name] = [run(surface, STRATEGIES[strategy], seed, args) for seed in range(args.seeds)]
         figures[strategy] = summarise(runs, surfaces)
         for name, own in runs.items():
             by_surface[name][strategy] = summarise({name: own}, surfaces)

@@ -137,10 +137,9 @@ def test_the_gaussian_process_learns_what_fails() -> None:
     failed = lambda flags: flags["z"] == "b"  # noqa: E731
     loss = lambda flags: 2100.0 if failed(flags) else bowl(flags, best, lists)  # noqa: E731
     later = []
-    for seed in SEEDS[:4]:
+    for seed in SEEDS:
         flags = Game(make_searcher(task, seed=seed), loss, at_once=2).flags
-        assert best in flags
-        later += flags[4:14]
+        later += flags[2 : flags.index(best)]
     assert sum(map(failed, later)) < len(later) / 4
 
 

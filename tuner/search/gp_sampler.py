@@ -22,7 +22,7 @@ from tuner.experience import Known
 from tuner.objective import HARD_SLO_TIER
 from tuner.search.encoding import Encoding
 from tuner.search.feasibility import chance
-from tuner.search.prior import Prior
+from tuner.search.prior import Ends, Prior
 from tuner.search.surrogate import Array, GaussianProcess, expected_improvement
 from tuner.space import SearchSpace, Value, config_key
 
@@ -30,12 +30,13 @@ MOST_CANDIDATES = 10_000  # of a listed space; beyond, and of a continuous one, 
 _DRAWN = 2_000
 _ALWAYS_SEARCHED = 40  # trials up to which hyperparameters are searched each time; then every fifth
 _EVERY = 5
+_FAVOURED = 1 / 3  # of the candidates, by the prior: where the first points are drawn
 
 Config = dict[str, Value]
 
 
 class GpSampler(BaseSampler):
-    """Draws `n_initial` points at random, then by expected improvement."""
+    """Draws `n_initial` points at random from where the prior favours it, then by expected improvement."""
 
     def __init__(
         self,
@@ -54,7 +55,8 @@ class GpSampler(BaseSampler):
         self._independent = RandomSampler(seed=seed)
         self._model = GaussianProcess(encoding.unordered)
         self._listed = self._enumerated()
-        self._prior = Prior(priors, encoding) if priors else None
+        self._known_before = bool(priors)
+        self._prior: Prior | Ends = Prior(priors, encoding) if priors else Ends(space, encoding)
         self.expected_gain: float | None = None  # of the last point that a model chose: a share
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -72,7 +74,7 @@ class GpSampler(BaseSampler):
         configs, points = self._candidates({config_key(self._encoding.decode(t.params)) for t in told})
         if not configs:
             return {}
-        if len(seen) < self._n_initial or len(done) < 2:
+        if len(seen) < self._n_initial or not done:
             chosen = self._first(points, seen)
         else:
             losses = np.array([float(t.value or 0.0) for t in done])
@@ -110,10 +112,12 @@ class GpSampler(BaseSampler):
         return {name: domain.draw(float(self._rng.random())) for name, domain in self._space.domains.items()}
 
     def _first(self, points: Array, seen: Array) -> int:
-        """Before there is a model: the best of the prior, then any one."""
-        if not len(seen) and self._prior is not None:
-            return int(np.argmin(self._prior(points)))
-        return int(self._rng.integers(len(points)))
+        """Before there is a model: any of the third that the prior favours; of earlier studies, its best."""
+        expected = self._prior(points)
+        if not len(seen) and self._known_before:
+            return int(np.argmin(expected))
+        favoured = np.flatnonzero(expected <= np.quantile(expected, _FAVOURED))
+        return int(self._rng.choice(favoured))
 
     def _promising(self, points: Array, seen: Array, losses: Array) -> int:
         """The candidate of the highest expected improvement that may well work, the running ones believed.
@@ -128,11 +132,9 @@ class GpSampler(BaseSampler):
         if not worked.any():
             return int(self._rng.choice(np.flatnonzero(works >= works.max() - 1e-9)))
         points_worked, losses = told[worked], losses[worked]
-        expected, known = np.zeros(len(points)), np.zeros(len(losses))
-        if self._prior is not None:
-            expected, known = self._prior(points), self._prior(points_worked)
-            weight = self._prior.weight(points_worked, losses, float(expected.std()))
-            expected, known = weight * expected, weight * known
+        expected, known = self._prior(points), self._prior(points_worked)
+        weight = self._prior.weight(points_worked, losses, float(expected.std()))
+        expected, known = weight * expected, weight * known
         count = len(losses)
         search = count <= _ALWAYS_SEARCHED or count % _EVERY == 0
         self._model.fit(points_worked, losses - known, search=search)

@@ -57,7 +57,8 @@ class GaussianProcess:
         if search or self._theta is None:
             self._theta = self._searched(gaps, scaled)
         self._condition(gaps, scaled)
-        self._variance = max(float(scaled @ self._weights) / len(scaled), 1e-9)
+        few = len(scaled) < 2  # of one, no spread is known
+        self._variance = 1.0 if few else max(float(scaled @ self._weights) / len(scaled), 1e-9)
 
     def believe(self, points: Array) -> None:
         """Conditions on the mean at `points` too: less doubt near them, the same mean everywhere.
