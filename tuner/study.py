@@ -26,7 +26,7 @@ from tuner.experience import experience
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
-from tuner.rig import Rig, rig
+from tuner.rig import Rig, calibrated, rig
 from tuner.search import METRIC, MODE, Config, LosingTrials, StudySearcher, make_searcher
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
@@ -73,6 +73,7 @@ def run_study(
     warm_start: Sequence[str] = (),
     prior: Literal["simulator"] | None = None,
     virtual: bool = False,
+    calibration: str | Path | None = None,
     source: str = "",
     watch: Callable[[StudyProgress], None] | None = None,
 ) -> StudyOutcome:
@@ -82,11 +83,17 @@ def run_study(
     logical, of the local Ray cluster that is started where RAY_ADDRESS names none. `results` is a folder
     or a URI, `study` a new study's name in it. `warm_start` names earlier studies there to learn from;
     the simulator's predictions are another `prior`. A `virtual` study runs on the simulator in virtual time,
-    in seconds. `watch` is called whenever a trial starts or ends.
-    Raises a UsageError before anything is started; Ctrl-C and SIGTERM end the study early, with
-    everything that was finished kept.
+    in seconds. `calibration` is a file of `tuner calibrate` for the simulator. `watch` is called whenever a
+    trial starts or ends. Raises a UsageError before anything is started; Ctrl-C and SIGTERM end the study
+    early, with everything that was finished kept.
     """
     measured_by = rig(task, engine, virtual=virtual)
+    if calibration is not None:
+        if not measured_by.engine.simulated and prior is None:
+            raise UsageError("--calibration is the simulator's: it goes with --virtual or --prior simulator")
+        if measured_by.engine.simulated:
+            task = calibrated(task, calibration)
+            measured_by = rig(task, engine, virtual=virtual)
     adapter = measured_by.engine
     name = _study_name(task, study)
     if seed is None:
@@ -95,7 +102,13 @@ def run_study(
     name = store.study
     version = adapter.version()
     known = experience(
-        task, adapter, warm_start=warm_start, simulate=prior == "simulator", root=store.root, seed=seed
+        task,
+        adapter,
+        warm_start=warm_start,
+        simulate=prior == "simulator",
+        root=store.root,
+        seed=seed,
+        calibration=calibration,
     )
     log_path = data_home() / "logs" / f"task_{name}.log"
     local_gpus = LOGICAL_GPUS if adapter.simulated else None
