@@ -22,7 +22,7 @@ LAYERS = {
     "domain": "task space scenarios workload levels prompts datasets vocabulary metrics objective failures "
     "plan stopping analysis",
     "adapters": "engines load results report export",
-    "compose": "measure evaluate rows past capacity rig predict experience forecast bench check",
+    "compose": "measure evaluate rows past capacity rig predict experience forecast calibrate bench check",
     "ray": "search cluster trial recorder study",
     "surfaces": "cli live jobs",
 }

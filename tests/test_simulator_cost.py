@@ -29,7 +29,7 @@ tokens = st.integers(1, 16384)
 def cost(model: str, gpu: Gpu, tp: int = 2, flags: str = "") -> StepCost:
     args = parse_args(["--model-path", model, "--tp-size", str(tp), *flags.split()])
     sizes_of = find_model(model)
-    return StepCost(args, make_plan(args, sizes_of, gpu), sizes_of, gpu)
+    return StepCost(args, make_plan(args, sizes_of, gpu), sizes_of, gpu, DEFAULT)
 
 
 @given(

@@ -37,6 +37,9 @@ _engine = click.option("--engine", metavar="NAME", help="The engine, in place of
 _virtual = click.option(
     "--virtual", is_flag=True, help="On the simulator in virtual time: seconds in place of minutes."
 )
+_calibration = click.option(
+    "--calibration", metavar="FILE", type=click.Path(path_type=Path), help="What `tuner calibrate` wrote."
+)
 _task = click.argument("task_path", metavar="TASK", type=click.Path(path_type=Path))
 _study = click.argument("study", required=False)
 _num_gpus = click.option(
@@ -82,6 +85,7 @@ def cli() -> None:
 )
 @click.option("--adopt", is_flag=True, help="With --resume: although the task has changed since.")
 @_virtual
+@_calibration
 def run(
     task_path: Path,
     engine: str | None,
@@ -95,6 +99,7 @@ def run(
     resume: bool,
     adopt: bool,
     virtual: bool,
+    calibration: Path | None,
 ) -> None:
     """Searches the space of TASK and reports the best configuration.
 
@@ -119,6 +124,7 @@ def run(
         resume=resume,
         adopt=adopt,
         virtual=virtual,
+        calibration=calibration,
         source=str(task_path),
     )
 
@@ -353,8 +359,11 @@ def bench(
 )
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many to show.")
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="In place of the task's seed.")
+@_calibration
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
-def predict(task_path: Path, gpu: str | None, top: int, seed: int | None, as_json: bool) -> None:
+def predict(
+    task_path: Path, gpu: str | None, top: int, seed: int | None, calibration: Path | None, as_json: bool
+) -> None:
     """Predicts the best configurations of TASK in virtual time; nothing is started and nothing measured.
 
     Takes tasks of the simulator and of SGLang, and up to 300 configurations of a larger space. Ends with exit
@@ -365,10 +374,52 @@ def predict(task_path: Path, gpu: str | None, top: int, seed: int | None, as_jso
 
     task = load_task(task_path)
     seed = (task.optimization.seed or 0) if seed is None else seed
-    found = forecast(task, gpu=gpu, top=top, seed=seed)
+    found = forecast(task, gpu=gpu, top=top, seed=seed, calibration=calibration)
     for line in [json.dumps(found.document(), indent=2)] if as_json else found.lines():
         click.echo(line)
     sys.exit(0 if found.best else 4)
+
+
+@cli.command(
+    epilog=_examples(
+        "tuner calibrate\n"
+        "tuner calibrate my-study --gpu h100 --output h100.json\n"
+        "tuner predict task.json --calibration h100.json"
+    )
+)
+@_study
+@_results
+@click.option("--gpu", metavar="NAME", help="What it ran on [default: what the results say].")
+@click.option("--output", type=click.Path(path_type=Path), help="The file [default: in the study's folder].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+def calibrate(
+    study: str | None, results: str | None, gpu: str | None, output: Path | None, as_json: bool
+) -> None:
+    """Fits the simulator's constants to the trials of STUDY (default: the newest).
+
+    It is to be one of SGLang, or of the simulator. Says how far off it is before, after, and on
+    configurations that were held out. Ends with exit code 3, and writes nothing, where that is no nearer.
+    """
+    from tuner.calibrate import calibrate as fitted
+
+    store = _store(study, results)
+    found = fitted(store.read(), gpu=gpu)
+    text = json.dumps(found.document(), indent=2)
+    for line in [text] if as_json else found.lines():
+        click.echo(line)
+    if not found.helps:
+        click.echo("No nearer on what was held out: nothing is written.", err=True)
+        sys.exit(3)
+    if output is None:
+        place = store.write_file("calibration.json", text.encode())
+    else:
+        place = str(output)
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--output: {output} cannot be written: {error.strerror}") from error
+    if not as_json:
+        click.echo(f"\nFile     {place}")
 
 
 @cli.command(epilog=_examples("tuner report\ntuner report quickstart-20260101-120000 --html report.html"))

@@ -18,10 +18,12 @@ import pandas as pd
 from tuner.analysis import objective_of
 from tuner.engines import gpus
 from tuner.engines.base import Engine
+from tuner.engines.simulator.gpus import gpu_of
 from tuner.errors import UsageError
 from tuner.failures import INFRASTRUCTURE
 from tuner.predict import predict
 from tuner.results import ResultStore, StudyResults
+from tuner.rig import calibrated, with_args
 from tuner.space import SearchSpace, Value
 from tuner.task import Task, make_task
 
@@ -42,11 +44,19 @@ NOTHING = Experience([], [])
 
 
 def experience(
-    task: Task, engine: Engine, *, warm_start: Iterable[str], simulate: bool, root: str | Path, seed: int
+    task: Task,
+    engine: Engine,
+    *,
+    warm_start: Iterable[str],
+    simulate: bool,
+    root: str | Path,
+    seed: int,
+    calibration: str | Path | None = None,
 ) -> Experience:
     """What the studies `warm_start` in `root`, and with `simulate` the simulator, know of the task's space.
 
-    UsageError where a study had another objective or knows no configuration of the space.
+    A real engine's GPUs are simulated where the simulator knows them; `calibration` is a file of `tuner
+    calibrate` for it. UsageError where a study had another objective or knows no configuration of the space.
     """
     data: Known = []
     priors: list[Known] = []
@@ -58,7 +68,7 @@ def experience(
         else:
             priors.append(known)
     if simulate:
-        priors.append(_predicted(task, seed))
+        priors.append(_predicted(_as_simulated(task, engine, calibration), seed))
     return Experience(data, priors)
 
 
@@ -99,6 +109,14 @@ def _conditions_of(results: StudyResults) -> tuple[Any, ...]:
 def _own_gpus(engine: Engine) -> set[str]:
     """The models of this machine's GPUs; none for an engine that uses none of them."""
     return set() if engine.simulated else {use.model for use in gpus.all_gpus()}
+
+
+def _as_simulated(task: Task, engine: Engine, calibration: str | Path | None) -> Task:
+    """`task` on the GPU that its engine has here, if that is known; with what was calibrated."""
+    known = {gpu_of(model) for model in _own_gpus(engine)} - {None}
+    if len(known) == 1 and "gpu" not in task.engine.args:
+        task = with_args(task, {**task.engine.args, "gpu": known.pop()})
+    return task if calibration is None else calibrated(task, calibration)
 
 
 def _predicted(task: Task, seed: int) -> Known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tuner.engines.simulator.flags import effect_of
@@ -11,7 +12,7 @@ from tuner.errors import UsageError
 from tuner.experience import some_of
 from tuner.predict import Prediction, predict_all
 from tuner.report.words import config_text, digits, percent
-from tuner.rig import SIMULATED_FLAGS
+from tuner.rig import SIMULATED_FLAGS, calibrated, with_args
 from tuner.task import Task
 
 
@@ -53,13 +54,19 @@ class Forecast:
             yield f"Not modelled, all values predicted alike: {', '.join(self.without_effect)}"
 
 
-def forecast(task: Task, *, gpu: str | None, top: int, seed: int) -> Forecast:
-    """The `top` best of the space, on `gpu` in place of the task's; UsageError where it cannot be told."""
+def forecast(
+    task: Task, *, gpu: str | None, top: int, seed: int, calibration: str | Path | None = None
+) -> Forecast:
+    """The `top` best of the space, on `gpu` in place of the task's; UsageError where it cannot be told.
+
+    `calibration` is a file of `tuner calibrate`.
+    """
     if task.base_runtime not in SIMULATED_FLAGS:
         raise UsageError(f"predict knows SGLang's flags, not those of {task.base_runtime}")
+    if calibration is not None:
+        task = calibrated(task, calibration)
     if gpu is not None:
-        args = {**task.engine.args, "gpu": gpu}
-        task = task.model_copy(update={"engine": task.engine.model_copy(update={"args": args})})
+        task = with_args(task, {**task.engine.args, "gpu": gpu})
     [defaults] = predict_all(task, [{}], seed)
     found = predict_all(task, some_of(task.space, seed), seed)
     best = [one for one in found if one.starts][:top]

@@ -95,6 +95,7 @@ class Setup:
     warm_start: tuple[str, ...] = ()
     prior: str | None = None
     virtual: bool = False
+    calibration: str | None = None
 
     def going_on(self, about: Mapping[str, Any]) -> Setup:
         """That of a study that goes on. UsageError where another beginning is asked for than it had."""
@@ -107,6 +108,7 @@ class Setup:
             tuple(about.get("warm_start") or ()),
             about.get("prior"),
             bool(about.get("virtual")),
+            about.get("calibration"),
         )
 
 

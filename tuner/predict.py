@@ -17,7 +17,7 @@ from tuner.engines.simulator.models import ModelNotFound, find_model
 from tuner.errors import UsageError
 from tuner.evaluate import evaluate
 from tuner.objective import FAILED_TIER, Score
-from tuner.rig import rig
+from tuner.rig import rig, with_args
 from tuner.task import Task
 
 _NO_NOISE = {"noise": 0}  # unless the task asks for some
@@ -38,7 +38,7 @@ class Prediction:
 
 def predict(task: Task, config: Config, seed: int) -> Score:
     """The score of `config` on `task`, in some tenths of a second; a failed one where it would not start."""
-    task = _with_args(task, {**_NO_NOISE, **task.engine.args})
+    task = with_args(task, {**_NO_NOISE, **task.engine.args})
     measured_by = rig(task, "simulator", virtual=True)
     *_, last = evaluate(
         task,
@@ -67,13 +67,9 @@ def predict_all(task: Task, configs: Iterable[Config], seed: int) -> list[Predic
     if (gpu := task.engine.args.get("gpu", "h100")) not in GPUS:
         raise UsageError(f"the simulator does not know the GPU {gpu}, only {', '.join(sorted(GPUS))}")
     unknown = {flag for flag in (*task.engine.args, *task.space.domains) if effect_of(flag) is None}
-    known = _with_args(task, {flag: v for flag, v in task.engine.args.items() if flag not in unknown})
+    known = with_args(task, {flag: v for flag, v in task.engine.args.items() if flag not in unknown})
     found = []
     for config in configs:
         kept = {flag: value for flag, value in config.items() if flag not in unknown}
         found.append(Prediction(config, predict(known, kept, seed)))
     return sorted(found, key=lambda one: one.score.loss)
-
-
-def _with_args(task: Task, args: Config) -> Task:
-    return task.model_copy(update={"engine": task.engine.model_copy(update={"args": dict(args)})})

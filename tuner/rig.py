@@ -5,13 +5,17 @@ A study, a trial in the foreground and a prediction differ in their rig alone. K
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from tuner.engines import make_engine
-from tuner.engines.base import Engine
+from tuner.engines.base import Engine, Value
+from tuner.engines.simulator.constants import read_constants
+from tuner.engines.simulator.gpus import GPUS
 from tuner.engines.simulator.in_process import VirtualEngine, VirtualServer
 from tuner.errors import UsageError
 from tuner.load import LOAD_GENERATORS
@@ -20,6 +24,28 @@ from tuner.load.virtual import VirtualClient
 from tuner.task import Task
 
 SIMULATED_FLAGS = ("simulator", "sglang")  # engines whose flags the simulator knows
+
+
+def with_args(task: Task, args: Mapping[str, Value]) -> Task:
+    """`task` with these fixed flags of its engine in place of its own."""
+    return task.model_copy(update={"engine": task.engine.model_copy(update={"args": dict(args)})})
+
+
+def calibrated(task: Task, path: str | Path) -> Task:
+    """`task` as the simulator runs it with a file of `tuner calibrate`; UsageError for what is none.
+
+    Its own `gpu` goes before that of the file. The constants go along as text: no other machine needs it.
+    """
+    try:
+        document = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        text = json.dumps(document["constants"])
+        read_constants(text)
+        gpu = document.get("gpu", "h100")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"--calibration: {path} is no file of `tuner calibrate`: {error}") from error
+    if gpu not in GPUS:
+        raise UsageError(f"--calibration: {path} is of the GPU {gpu!r}, which the simulator does not know")
+    return with_args(task, {"gpu": gpu, **task.engine.args, "calibration": text})
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from tuner.analysis import summary
 from tuner.capacity import capacity_for, refusal
 from tuner.cluster import cluster, nodes
 from tuner.engines.base import Engine
+from tuner.errors import UsageError
 from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
 from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
-from tuner.rig import rig
+from tuner.rig import calibrated, rig
 from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher
 from tuner.secrets import redacted, referenced
 from tuner.task import Task
@@ -74,6 +75,7 @@ def run_study(
     resume: bool = False,
     adopt: bool = False,
     virtual: bool = False,
+    calibration: str | Path | None = None,
     source: str = "",
     watch: Callable[[StudyProgress], None] | None = None,
 ) -> StudyOutcome:
@@ -83,7 +85,8 @@ def run_study(
     logical, of the local Ray cluster that is started where RAY_ADDRESS names none. `results` is a folder
     or a URI, `study` a new study's name in it. `warm_start` names earlier studies there to learn from;
     the simulator's predictions are another `prior`. A `virtual` study runs on the simulator in virtual time,
-    in seconds. `watch` is called whenever a trial starts or ends.
+    in seconds. `calibration` is a file of `tuner calibrate` for the simulator. `watch` is called whenever a
+    trial starts or ends.
 
     `resume` goes on with `study`, or else with the newest study of a task of this name, and begins one where
     there is none: what was measured is kept and not measured again. If the task has changed since, that is a
@@ -92,9 +95,12 @@ def run_study(
     Raises a UsageError before anything is started; Ctrl-C and SIGTERM end the study early, with
     everything that was finished kept.
     """
+    if calibration is not None:
+        task = _calibrated(task, calibration, engine, virtual=virtual, is_prior=prior is not None)
     adapter = rig(task, engine, virtual=virtual).engine
     version, secrets = adapter.version(), referenced(task.engine.env, os.environ)
-    setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual)
+    file = None if calibration is None else str(Path(calibration).absolute())
+    setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual, file)
     root = str(results or default_root())
     wanted = newest_of(task, root) if resume and study is None else study
     store = ResultStore(root, _study_name(task, wanted))
@@ -134,7 +140,19 @@ def _known(task: Task, engine: Engine, setup: Setup, root: str, seed: int) -> Ex
         simulate=setup.prior == "simulator",
         root=root,
         seed=seed,
+        calibration=setup.calibration,
     )
+
+
+def _calibrated(
+    task: Task, calibration: str | Path, engine: str | None, *, virtual: bool, is_prior: bool
+) -> Task:
+    """The task with a calibration where it runs on the simulator; UsageError where nothing is simulated."""
+    if rig(task, engine, virtual=virtual).engine.simulated:
+        return calibrated(task, calibration)
+    if not is_prior:
+        raise UsageError("--calibration is the simulator's: it goes with --virtual or --prior simulator")
+    return task
 
 
 def _searched(

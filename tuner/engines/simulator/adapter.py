@@ -14,7 +14,7 @@ from tuner.engines.simulator.flags import parse_args
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.task import Task
 
-_OWN_FLAGS = ("gpu", "noise", "speculative-acceptance")  # which SGLang does not have
+_OWN_FLAGS = ("gpu", "noise", "speculative-acceptance", "calibration")  # which SGLang does not have
 
 
 class SimulatorEngine(SGLangEngine):

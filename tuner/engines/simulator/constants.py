@@ -7,7 +7,10 @@ published figure or on a measurement of another machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+import math
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 FITTED = "fitted"
@@ -55,3 +58,27 @@ class Constants:
 DEFAULT = Constants()
 FITTED_NAMES = tuple(c.name for c in fields(Constants) if c.metadata["source"] == FITTED)
 MOST = {c.name: float(c.metadata["most"]) for c in fields(Constants)}
+
+
+def read_constants(text: str) -> Constants:
+    """The constants of a calibration: a JSON object of some of them, or a file with it under `constants`.
+
+    ValueError, with what is wrong, for anything else.
+    """
+    if not text.lstrip().startswith("{"):
+        try:
+            document = json.loads(Path(text).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{text} cannot be read: {error}") from error
+        values = document.get("constants") if isinstance(document, dict) else None
+    else:
+        values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"{text} holds no constants")
+    for name, value in values.items():
+        if name not in MOST:
+            raise ValueError(f"{name} is none of the constants ({', '.join(MOST)})")
+        sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not sound or not 0 < value <= MOST[name]:
+            raise ValueError(f"{name} must be above 0 and at most {MOST[name]:g}, got {value!r}")
+    return replace(DEFAULT, **values)

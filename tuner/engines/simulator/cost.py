@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tuner.engines.simulator.architecture import Model
-from tuner.engines.simulator.constants import DEFAULT, Constants
+from tuner.engines.simulator.constants import Constants
 from tuner.engines.simulator.flags import ServerArgs
 from tuner.engines.simulator.gpus import Gpu
 from tuner.engines.simulator.memory import Plan, attention_tp, kv_layer_bytes
@@ -84,9 +84,7 @@ def seconds(parts: Parts, c: Constants, longer: Callable[[Any, Any], Any] = max)
 class StepCost:
     """Durations in seconds of one model's steps on `args.tp_size` GPUs of one kind."""
 
-    def __init__(
-        self, args: ServerArgs, plan: Plan, model: Model, gpu: Gpu, constants: Constants = DEFAULT
-    ) -> None:
+    def __init__(self, args: ServerArgs, plan: Plan, model: Model, gpu: Gpu, constants: Constants) -> None:
         self.constants = constants
         self._model = model
         self._tp = args.tp_size

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tuner.engines.simulator import accepted
+from tuner.engines.simulator.constants import DEFAULT, Constants, read_constants
 from tuner.engines.simulator.gpus import GPUS
 
 DEFAULT_NOISE = 0.007  # CV of throughput over repeats of one configuration on real servers: 0.5-1.1 %
@@ -74,7 +75,13 @@ class ServerArgs:
     gpu: str
     noise: float
     speculative_acceptance: float | None
+    calibration: str | None
     ignored: tuple[str, ...] = ()  # flags that were given and have no effect
+
+    @property
+    def constants(self) -> Constants:
+        """Those of the cost model, calibrated or not."""
+        return DEFAULT if self.calibration is None else read_constants(self.calibration)
 
 
 def human_readable_int(text: str) -> int:
@@ -89,6 +96,15 @@ def _share(text: str) -> float:
     if not 0 <= share <= 1:
         raise ValueError(text)
     return share
+
+
+def _calibration(text: str) -> str:
+    """As it is, once it has been read."""
+    try:
+        read_constants(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 class _Ignored(argparse.Action):
@@ -149,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu", choices=sorted(GPUS), default="h100", help="the GPU that is simulated")
     add("--noise", type=float, default=DEFAULT_NOISE, help="run-to-run CV of throughput; 0 turns it off")
     add("--speculative-acceptance", type=_share, help="the chance that one draft token is accepted")
+    add("--calibration", type=_calibration, help="constants of the cost model: JSON, or a file of it")
     _accept_the_rest(parser)
     parser.set_defaults(ignored=())
     return parser

@@ -7,6 +7,7 @@ SGLang's rules work on that number; it is a little less than the datasheet's rou
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -68,3 +69,13 @@ GPUS = {
         ),
     )
 }
+
+_OTHER_FIGURES = {"pcie", "nvl", "40gb"}  # variants of H100 and A100 that are not in the table
+
+
+def gpu_of(model: str) -> str | None:
+    """The name here of what NVML calls `NVIDIA H100 80GB HBM3`; None where it is not in the table."""
+    words = re.findall(r"[a-z0-9]+", model.lower().replace("rtx ", "rtx"))
+    if _OTHER_FIGURES.intersection(words):
+        return None
+    return next((word for word in words if word in GPUS), None)

@@ -19,6 +19,7 @@ from tuner.engines.server import HOST, diagnose
 from tuner.engines.sglang import server_info
 from tuner.engines.simulator.adapter import SimulatorEngine
 from tuner.engines.simulator.calls import read_call
+from tuner.engines.simulator.cost import Parts
 from tuner.engines.simulator.flags import ServerArgs, parse_args
 from tuner.engines.simulator.launch import KILLED, FailedStart, effective_args, prepare
 from tuner.engines.simulator.memory import Plan
@@ -46,6 +47,7 @@ class VirtualServer:
         self.start_s = 0.0
         self.now_s = 0.0
         self.ranks = Ranks(args.load_balance_method, schedulers)
+        self.trace: list[tuple[float, Parts]] | None = None  # steps, if anyone wants to know them
         self._args, self._plan = args, plan
         self._told: dict[Request, int] = {}  # tokens that a client has read, where not every one is sent
 
@@ -81,6 +83,8 @@ class VirtualServer:
         self.now_s, step = self.ranks.advance(self.now_s, until_s)
         if step is None:
             return None
+        if self.trace is not None:
+            self.trace.append((self.now_s - step.duration_s, step.parts))
         heard = step.tokens
         if self._args.stream_interval > 1:
             heard = [request for request in heard if self._tells(request)]

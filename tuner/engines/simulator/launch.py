@@ -96,7 +96,7 @@ def prepare(args: ServerArgs, say: Say) -> tuple[Plan, list[Scheduler]]:
         raise FailedStart(text, -signal.SIGKILL if failure.killed else 1) from failure
     for line in _plan_lines(args, plan, model, gpu):
         say(line)
-    cost, seed = StepCost(args, plan, model, gpu), args.random_seed or 0
+    cost, seed = StepCost(args, plan, model, gpu, args.constants), args.random_seed or 0
     return plan, [Scheduler(args, plan, cost, seed=seed + 101 * rank) for rank in range(replicas(args))]
 
 

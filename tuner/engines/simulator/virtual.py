@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tuner.engines.simulator.constants import DEFAULT, Constants
+from tuner.engines.simulator.constants import Constants
 from tuner.engines.simulator.cost import Parts, StepCost
 from tuner.engines.simulator.flags import ServerArgs, parse_args
 from tuner.engines.simulator.gpus import GPUS
@@ -58,7 +58,7 @@ class ClosedLoop:
         return sum(one.e2e_s for one in self.served) / len(self.served)
 
 
-def build(argv: Sequence[str], constants: Constants = DEFAULT) -> tuple[ServerArgs, Plan, Scheduler]:
+def build(argv: Sequence[str], constants: Constants | None = None) -> tuple[ServerArgs, Plan, Scheduler]:
     """The scheduler of one rank for a command line, seeded with --random-seed or 0.
 
     StartFailure, ModelNotFound or SystemExit where a server would not start.
@@ -67,7 +67,7 @@ def build(argv: Sequence[str], constants: Constants = DEFAULT) -> tuple[ServerAr
     model = find_model(args.model_path)
     gpu = GPUS[args.gpu]
     plan = make_plan(args, model, gpu)
-    cost = StepCost(args, plan, model, gpu, constants)
+    cost = StepCost(args, plan, model, gpu, constants or args.constants)
     return args, plan, Scheduler(args, plan, cost, seed=args.random_seed or 0)
 
 
