@@ -156,7 +156,8 @@ REQUESTS = _schema(
 )
 
 _ABOUT: dict[str, tuple[type, ...]] = {  # what is asked of a study.json, and what it has to be
-    **dict.fromkeys(("study", "engine", "engine_version", "kind", "ended_early", "base_url"), (str,)),
+    **dict.fromkeys(("study", "engine"), (str,)),
+    **dict.fromkeys(("engine_version", "kind", "ended_early", "base_url"), (str, type(None))),
     "planned_trials": (int,),
     "space_size": (int, float, type(None)),
     "task": (dict,),
