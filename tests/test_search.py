@@ -6,11 +6,19 @@ import random
 from typing import Any, ClassVar
 
 import pytest
-from contracts.strategy_contract import ContinuousStrategyContract, Game, StrategyContract, bowl, corners
+from contracts.strategy_contract import (
+    ContinuousStrategyContract,
+    Flags,
+    Game,
+    StrategyContract,
+    bowl,
+    corners,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
+from tuner.errors import TaskError
 from tuner.search import make_searcher
 from tuner.search.encoding import encode, hyperopt_integers, optuna_integers
 from tuner.space import Categorical, Float, Integer, SearchSpace, config_key
@@ -69,6 +77,10 @@ class TestHierarchicalTpe(StrategyContract):
 
 class TestRandom(ContinuousStrategyContract):
     optimization: ClassVar = {"strategy": "random"}
+
+
+class TestRandomSampler(ContinuousStrategyContract):
+    optimization: ClassVar = {"sampler": "random"}
 
 
 class TestGrid(StrategyContract):
@@ -146,6 +158,44 @@ def test_the_gaussian_process_learns_what_fails() -> None:
 def test_hyperopt_finds_it_too() -> None:
     modelled = [found_after({"strategy": "bayesian", "sampler": "hyperopt"}, seed) for seed in SEEDS[:5]]
     assert sum(count < NOT_FOUND for count in modelled) >= 3, modelled
+
+
+def test_cmaes_finds_the_best_of_lists_and_a_range_and_beats_luck() -> None:
+    lists = {"x": list(range(12)), "y": [1, 2, 4, 8, 16, 32, 64, 128]}
+    best = {"x": 7, "y": 8}
+
+    def loss(flags: Flags) -> float:
+        return bowl(flags, best, lists) + 4 * abs(flags["share"] - 0.8)
+
+    def lowest(optimization: dict[str, Any], seed: int) -> float:
+        usual = {"baseline": False, "confirm": 0, "max_iterations": 60}
+        parameters = {**lists, "share": {"type": "float", "low": 0.0, "high": 1.0}}
+        task = make_task({"parameters": parameters, "optimization": {**usual, **optimization}})
+        return min(map(loss, Game(make_searcher(task, seed=seed), loss).flags))
+
+    evolved = sorted(lowest({"sampler": "cmaes"}, seed) for seed in SEEDS)
+    lucky = sorted(lowest({"strategy": "random"}, seed) for seed in SEEDS)
+    assert sum(evolved) < sum(lucky) / 2, (evolved, lucky)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "optimization", "said"),
+    [
+        ({"x": [1, 2, 3], "policy": ["lpm", "fcfs"]}, {}, "cmaes needs parameters with an order.*policy"),
+        ({"x": [1, 2, 3], "y": [1]}, {}, "cmaes needs two parameters that vary"),
+        ({"x": [1, 2, 3], "y": [1, 2]}, {"strategy": "hierarchical"}, "hierarchical needs auto, gp or tpe"),
+        (
+            {"x": [1, 2, 3], "y": [1, 2]},
+            {"objective": ["minimize_ttft", "maximize_throughput"]},
+            "cmaes has one objective",
+        ),
+    ],
+)
+def test_what_cmaes_cannot_search_is_told_with_the_reason(
+    parameters: dict[str, Any], optimization: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(TaskError, match=rf"optimization\.sampler.*{said}"):
+        make_task({"parameters": parameters, "optimization": {"sampler": "cmaes", **optimization}})
 
 
 # --- the encoding --------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
@@ -178,6 +180,8 @@ def _modelled(
         initial = options.n_initial_random if named else GP_INITIAL
         process = GpSampler(space, encoding, distributions, n_initial=initial, seed=seed, priors=priors)
         drawn, gain = process, lambda: process.expected_gain
+    elif sampler == "cmaes":
+        drawn = _evolution(options.n_initial_random, seed)
     else:
         drawn = TPESampler(n_startup_trials=options.n_initial_random, seed=seed)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -191,6 +195,15 @@ def _modelled(
         points_to_evaluate=points,
     )
     return Inner(searcher, encoding, gain)
+
+
+def _evolution(initial: int, seed: int) -> CmaEsSampler:
+    """CMA-ES that keeps all values of a list within reach (Hamano et al. 2022, "CMA-ES with margin")."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return CmaEsSampler(
+            n_startup_trials=initial, warn_independent_sampling=False, with_margin=True, seed=seed
+        )
 
 
 def _staged(options: Optimization, space: SearchSpace, sampler: str, seed: int, budget: int) -> Inner:

@@ -226,7 +226,7 @@ class Task(Section):
             for path, value in self._values_of(flag):
                 if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS:
                     found.append((path, f"must be an integer from 1 to {_MOST_GPUS}, got {shown(value)}"))
-        found += self._stage_problems() + self._front_problems()
+        found += self._stage_problems() + self._front_problems() + self._cmaes_problems()
         if self.optimization.enumerates and not self.space.enumerable():
             found.append(("optimization.strategy", "grid_search needs a step on every continuous parameter"))
         elif self.constraints and self.space.size <= 10**6 and next(self.space.grid(), None) is None:
@@ -239,7 +239,7 @@ class Task(Section):
         if len(set(options.objectives)) < len(options.objectives):
             found.append(("optimization.objective", "names one twice"))
         if len(options.objectives) > 1:
-            if options.sampler in ("gp", "hyperopt"):
+            if options.sampler in ("gp", "hyperopt", "cmaes"):
                 found.append(
                     ("optimization.sampler", f"{options.sampler} has one objective; use auto or tpe")
                 )
@@ -247,12 +247,30 @@ class Task(Section):
                 found.append(("optimization.strategy", "hierarchical has one objective; use bayesian"))
         return found
 
+    def _cmaes_problems(self) -> list[tuple[str, str]]:
+        """Where CMA-ES cannot search: it moves an ellipsoid, which needs directions and two of them."""
+        options = self.optimization
+        if options.sampler != "cmaes" or options.enumerates or options.strategy == "random":
+            return []
+        domains = {name: domain for name, domain in self.space.domains.items() if domain.size() > 1}
+        choices = [
+            name
+            for name, domain in domains.items()
+            if isinstance(domain, spaces.Categorical) and not domain.ordered
+        ]
+        if choices:
+            why = f"cmaes needs parameters with an order, which {', '.join(choices)} lack"
+            return [("optimization.sampler", f"{why}; use auto, gp or tpe")]
+        if len(domains) < 2:
+            return [("optimization.sampler", "cmaes needs two parameters that vary; use auto, gp or tpe")]
+        return []
+
     def _stage_problems(self) -> list[tuple[str, str]]:
         found, seen = [], set[str]()
         options = self.optimization
-        if options.strategy == "hierarchical" and options.sampler == "hyperopt":
-            found.append(("optimization.sampler", "hierarchical needs auto, gp or tpe: Hyperopt's cannot "
-                          "be told what another stage has found"))  # fmt: skip
+        if options.strategy == "hierarchical" and options.sampler in ("hyperopt", "cmaes"):
+            why = f"{options.sampler} cannot be told what another stage has found"
+            found.append(("optimization.sampler", f"hierarchical needs auto, gp or tpe: {why}"))
         if options.stages and options.strategy != "hierarchical":
             found.append(("optimization.stages", f"is of no use where strategy is {options.strategy}"))
         for number, group in enumerate(options.stages):

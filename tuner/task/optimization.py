@@ -50,10 +50,11 @@ class Optimization(Section):
         description="hybrid: a coarse grid, then bayesian; hierarchical: groups of parameters in turn, "
         "then all together.",
     )
-    sampler: Literal["auto", "tpe", "hyperopt", "gp"] = Field(
+    sampler: Literal["auto", "tpe", "hyperopt", "gp", "cmaes", "random"] = Field(
         "auto",
         description="Of the strategies that model: tpe is Optuna's, hyperopt is Hyperopt's TPE, gp a "
-        "Gaussian process over the configurations that exist; auto takes what measures best.",
+        "Gaussian process over the configurations that exist, cmaes Optuna's CMA-ES, of parameters that all "
+        "have an order, random no model; auto takes what measures best.",
     )
     stages: list[Annotated[list[FlagName], Field(min_length=1)]] = Field(
         [],
