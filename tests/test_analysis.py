@@ -105,7 +105,10 @@ class TestBest:
         results = replace(studies.make([]).results(), trials=frame(values))
         best = analysis.summary(results).best
         present = [value for value in values if value is not None]
-        assert (best["score"] if best else None) == min(present, default=None)
+        if best is None:
+            assert not present
+        else:  # of two that differ in the last bit, the one with the fewest overrides may be taken
+            assert best["score"] == pytest.approx(min(present), rel=1e-12)
 
 
 class TestVerdict:

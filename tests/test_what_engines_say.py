@@ -100,7 +100,7 @@ def sound(info: ServerInfo) -> bool:
 
 @given(SAYINGS)
 def test_whatever_a_server_says_of_itself_is_read(said: dict[str, Any]) -> None:
-    assert sound(sglang._server_info(said))
+    assert sound(sglang.server_info(said))
     args = vllm._resolved({"vllm_config": said})
     json.dumps(args)
     tokens = vllm._kv_tokens(args, "")
