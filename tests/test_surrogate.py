@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import approx_fprime
 
+from tuner.search.encoding import encode, optuna_integers
 from tuner.search.feasibility import chance
+from tuner.search.prior import Ends
 from tuner.search.surrogate import (
     GaussianProcess,
     _cost,
@@ -18,6 +20,7 @@ from tuner.search.surrogate import (
     distances,
     expected_improvement,
 )
+from tuner.space import Categorical, Float, SearchSpace, Value
 
 ORDERED = np.array([False, False])
 
@@ -113,3 +116,31 @@ def test_what_failed_makes_its_like_unlikely_to_work() -> None:
     assert unlikely < 0.2 and likely > 0.8
     (unknown,) = chance(np.array([[5.0, 5.0]]), seen, worked, ORDERED)
     assert unknown == pytest.approx(0.5, abs=0.05)
+
+
+def test_where_most_fails_the_unknown_fails_too_and_what_is_near_a_success_does_not() -> None:
+    seen = np.array([[x, y] for x in (0.0, 1.0) for y in (0.0, 0.5, 1.0)])
+    near, unknown = np.array([[0.05, 0.0]]), np.array([[5.0, 5.0]])
+    worked = np.array([True, False, False, False, False, False])
+    assert chance(unknown, seen, worked, ORDERED)[0] == pytest.approx(0.25, abs=0.05)
+    assert chance(near, seen, worked, ORDERED)[0] > 3 * chance(unknown, seen, worked, ORDERED)[0]
+
+
+def test_ends_of_long_lists_and_of_ranges_are_expected_to_lose_and_others_are_not() -> None:
+    space = SearchSpace(
+        {
+            "long": Categorical((1, 2, 4, 8, 16)),
+            "short": Categorical((1, 2, 4)),
+            "words": Categorical(("a", "b", "c", "d", "e")),
+            "range": Float(0.0, 1.0),
+        }
+    )
+    encoding = encode(space, integers=optuna_integers)
+    usual = {"long": 4, "short": 2, "words": "c", "range": 0.5}
+
+    def of(**changes: Value) -> float:
+        return float(Ends(space, encoding)(encoding.points([{**usual, **changes}]))[0])
+
+    assert of(long=1) == of(long=16) > of(long=2) > of() == 0
+    assert of(range=1.0) == of(range=0.0) > 0
+    assert of(short=1) == of(words="a") == 0
