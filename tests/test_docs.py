@@ -61,13 +61,17 @@ def test_every_task_file_in_the_documents_loads(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with configs/quickstart.json, cut short, as the documents' commands find it."""
+    """A folder with the task files that the documents' commands name, cut short."""
     folder = tmp_path_factory.mktemp("workplace")
     task = json5.loads((REPOSITORY / "configs" / "quickstart.json").read_text())
     task["optimization"] |= {"max_iterations": 3, "confirm": 1}
     task["benchmark"]["max_requests_per_iteration"] = 5
     (folder / "configs").mkdir()
     (folder / "configs" / "quickstart.json").write_text(json.dumps(task))
+    task = json5.loads((REPOSITORY / "configs" / "minimal.json").read_text())
+    task["optimization"] |= {"max_iterations": 12, "confirm": 0}
+    task["engine"] = {"args": {"calibration": '{"memory": 0.4, "decode_s": 0.008}'}}  # to be found
+    (folder / "configs" / "minimal.json").write_text(json.dumps(task))
     return folder
 
 

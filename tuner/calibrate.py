@@ -26,7 +26,7 @@ from tuner.errors import UsageError
 from tuner.failures import TrialFailed
 from tuner.load.base import Target
 from tuner.load.virtual import VirtualClient
-from tuner.report.words import percent
+from tuner.report.words import SIMULATED, percent
 from tuner.results import StudyResults
 from tuner.rig import SIMULATED_FLAGS, with_args
 from tuner.space import config_key
@@ -36,6 +36,7 @@ from tuner.workload import LoadLevel
 LEAST = 6  # configurations: the constants are seven, and a prior stands in for what is not told
 MOST = 60  # each takes some tenths of a second
 FOLDS = 5
+LEAST_GAIN = 0.05  # of the error, on what was held out
 _NAMES = {"e2e": "latency", "tpot": "TPOT", "ttft": "TTFT"}
 _ALONE = ("speculative-algorithm", "dp-size", "pp-size")  # flags whose trials tell of something else
 
@@ -53,6 +54,7 @@ class Calibration:
     study: str
     model: str
     gpu: str
+    simulated: bool
     configurations: int
     levels: int
     constants: Constants
@@ -62,24 +64,26 @@ class Calibration:
 
     @property
     def helps(self) -> bool:
-        """Whether it is nearer than before on what it was not fitted to, by the weights of the fit."""
+        """Whether it is clearly nearer than before on what it was not fitted to, by the fit's own weights."""
         held_out, before = (
             sum(WEIGHTS[name] * error for name, error in errors.items())
             for errors in (self.held_out, self.before)
         )
-        return held_out < before
+        return held_out < (1 - LEAST_GAIN) * before
 
     def document(self) -> dict[str, Any]:
         """What is written to a file, which `--calibration` takes."""
         errors = {"before": self.before, "after": self.after, "held_out": self.held_out}
         return {
-            **{"study": self.study, "model": self.model, "gpu": self.gpu},
+            **{"study": self.study, "model": self.model, "gpu": self.gpu, "simulated": self.simulated},
             "constants": {name: getattr(self.constants, name) for name in FITTED_NAMES},
             **{"configurations": self.configurations, "levels": self.levels, "errors": errors},
         }
 
     def lines(self) -> Iterator[str]:
         """For people."""
+        if self.simulated:
+            yield SIMULATED
         yield (
             f"Fitted to {self.configurations} configurations ({self.levels} load levels) of {self.study}: "
             f"{self.model} on {self.gpu}"
@@ -122,6 +126,7 @@ def calibrate(results: StudyResults, *, gpu: str | None = None, seed: int = 0) -
         study=study,
         model=task.model.id_or_path,
         gpu=gpu,
+        simulated=bool(results.about.get("simulated")),
         configurations=len(places),
         levels=len(runs),
         constants=constants,

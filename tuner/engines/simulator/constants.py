@@ -24,13 +24,13 @@ def _constant(value: float, what: str, source: str = FITTED, most: float = float
 class Constants:
     """Shares of what a datasheet promises (at most 1), and seconds (`_s`). All are positive."""
 
-    gemm: float = _constant(0.597, "share of the datasheet's FLOP/s that matrix products reach", most=1)
-    fp8_gemm: float = _constant(0.837, "how much of that products in fp8 reach", most=1)
-    memory: float = _constant(0.766, "share of the memory's bandwidth, of weights and cache", most=1)
-    allreduce_s: float = _constant(6.84e-6, "latency of an all-reduce, for each doubling of its GPUs")
-    prefill_layer_s: float = _constant(0.887e-3, "host, one layer in a prefill: kernels are launched singly")
-    decode_s: float = _constant(3.14e-3, "host, one decode step: its batch is made, its graph launched")
-    request_s: float = _constant(30.2e-6, "host, a running request in it: sampling, detokenising, output")
+    gemm: float = _constant(0.598, "share of the datasheet's FLOP/s that matrix products reach", most=1)
+    fp8_gemm: float = _constant(0.823, "how much of that products in fp8 reach", most=1)
+    memory: float = _constant(0.757, "share of the memory's bandwidth, of weights and cache", most=1)
+    allreduce_s: float = _constant(8.24e-6, "latency of an all-reduce, for each doubling of its GPUs")
+    prefill_layer_s: float = _constant(0.876e-3, "host, one layer in a prefill: kernels are launched singly")
+    decode_s: float = _constant(2.37e-3, "host, one decode step: its batch is made, its graph launched")
+    request_s: float = _constant(31.1e-6, "host, a running request in it: sampling, detokenising, output")
     attention: float = _constant(
         0.6,
         "share of the datasheet's FLOP/s that attention of prompts reaches",

@@ -23,16 +23,15 @@ WEIGHTS = {"e2e": 1.0, "tpot": 0.7, "ttft": 0.25}  # TTFT tells least: it hangs 
 LARGE = 0.05  # of errors larger than this share, the absolute value counts, not the square
 PRIOR_SD = 0.25  # of the logarithm of a constant: a guess, which a dozen runs outweigh
 
-# What one would guess of the constants before any row is seen: half to two thirds of the arithmetic, four
-# fifths of the bandwidth, some milliseconds of Python a step. Where cross-validation starts.
+# What was guessed of the constants before any row was seen: where cross-validation starts.
 GUESS = Constants(
     gemm=0.6,
-    fp8_gemm=0.9,
+    fp8_gemm=1.0,
     memory=0.8,
-    allreduce_s=5e-6,
-    prefill_layer_s=0.5e-3,
-    decode_s=3e-3,
-    request_s=20e-6,
+    allreduce_s=12e-6,
+    prefill_layer_s=0.1e-3,
+    decode_s=1e-3,
+    request_s=15e-6,
 )
 
 Trace = Sequence[tuple[float, Parts]]  # steps: when each began, in seconds, and what it consisted of
