@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import ray
 
+from tuner.accelerators import kind_of
 from tuner.errors import TunerError, UsageError
 
 # Read by Tune in the driver: no CSV, JSON and TensorBoard files beside ours, no checkpoints of its own
@@ -93,9 +95,26 @@ def _start_local(folder: str, num_gpus: int | None) -> None:
                 raise TunerError(f"Ray did not start: {error}") from error
 
 
-def _resources() -> Resources:
+def gpus_by_kind() -> dict[str, float]:
+    """The GPUs of the living nodes, by kind (see `accelerators`)."""
+    found: Counter[str] = Counter()
+    for node in _living():
+        found[kind_of(node["Labels"])] += node["Resources"].get("GPU", 0.0)
+    return dict(found)
+
+
+def resources_of(kind: str) -> Resources:
+    """What the living nodes with GPUs of that kind have."""
+    return _resources([node for node in _living() if kind_of(node["Labels"]) == kind])
+
+
+def _living() -> list[dict[str, Any]]:
     every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in every if node["Alive"]]
+    return [node for node in every if node["Alive"]]
+
+
+def _resources(living: list[dict[str, Any]] | None = None) -> Resources:
+    nodes = [node["Resources"] for node in (_living() if living is None else living)]
     gpus = [node.get("GPU", 0.0) for node in nodes]
     cpus = [node.get("CPU", 0.0) for node in nodes]
     return Resources(sum(gpus), max(gpus, default=0.0), sum(cpus), max(cpus, default=0.0))

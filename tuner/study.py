@@ -19,8 +19,9 @@ from typing import Any, Literal, NoReturn
 from ray import tune
 
 from tuner import __version__
+from tuner.accelerators import required
 from tuner.analysis import summary
-from tuner.cluster import Resources, cluster
+from tuner.cluster import Resources, cluster, gpus_by_kind, resources_of
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
 from tuner.errors import NotEnoughGpus
@@ -30,6 +31,7 @@ from tuner.recorder import LOG, Recorder, StudyProgress
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
 from tuner.search import METRIC, MODE, Config, LosingTrials, StudySearcher, make_searcher
 from tuner.secrets import redacted, referenced
+from tuner.sharing import Sharing
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
@@ -97,10 +99,14 @@ def run_study(
     )
     log_path = data_home() / "logs" / f"task_{name}.log"
     local_gpus = LOGICAL_GPUS if adapter.simulated else None
-    with _interrupts_kept(), cluster(num_gpus, local_gpus=local_gpus) as resources:
+    with _interrupts_kept(), cluster(num_gpus, local_gpus=local_gpus) as everything:
+        kind = required(task.resources.accelerator_type, gpus_by_kind(), simulated=adapter.simulated)
+        resources = resources_of(kind) if kind else everything
         least = _require_gpus(task, adapter, resources)
         at_once = max_concurrent or _trials_at_once(resources, least)
-        context = TrialContext(name, task, adapter.name, seed, resources.largest_node_cpus, secrets_of_task)
+        context = TrialContext(
+            name, task, adapter.name, seed, resources.largest_node_cpus, secrets_of_task, kind
+        )
         searcher = make_searcher(task, seed=seed, known=known, **_limits(adapter, resources, least))
         store.create(_about(task, adapter, name, seed, version, source, searcher))
         recorder = Recorder(store, task, adapter, lambda: searcher.planned, watch)
@@ -211,7 +217,7 @@ def _trials_at_once(resources: Resources, fewest_gpus: int) -> int:
 def _limits(engine: Engine, resources: Resources, fewest_gpus: int) -> dict[str, Any]:
     """What the searcher waits for before it suggests another trial: GPUs, or CPUs where none needs a GPU."""
     if fewest_gpus:
-        return {"gpus": engine.gpus, "total_gpus": resources.gpus}
+        return {"gpus": engine.gpus, "total_gpus": resources.gpus, "share": Sharing().share}
     most = int(resources.largest_node_cpus)
     return {
         "gpus": lambda config: min(engine.cpus(config), most),

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from tuner.accelerators import kind_of, selector
 from tuner.engines import make_engine
 from tuner.evaluate import Report, evaluate
 from tuner.load import LOAD_GENERATORS
@@ -30,7 +31,8 @@ from tuner.task import Task
 class TrialContext:
     """What every trial of a study shares. No trial holds more than `node_cpus` CPUs, whatever it asks.
 
-    `secrets` are the driver's variables that the task refers to: a node need not have them.
+    `secrets` are the driver's variables that the task refers to: a node need not have them. `accelerator`
+    is the kind of GPU that trials need, empty for any.
     """
 
     study: str
@@ -39,6 +41,7 @@ class TrialContext:
     seed: int
     node_cpus: float
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    accelerator: str = ""
 
 
 def engine_log(study: str, number: int) -> Path:
@@ -65,6 +68,7 @@ class EngineTrial(tune.Trainable):
             started_at=datetime.now(UTC),
             duration_s=0.0,
             node=this_node(),
+            accelerator=kind_of(ray.get_runtime_context().get_node_labels()),
             log_path=str(engine_log(context.study, config["number"])),
         )
         self._began = time.monotonic()
@@ -116,7 +120,8 @@ def trainable(context: TrialContext) -> Any:
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         engine, flags = make_engine(context.task, context.engine), config["flags"]
         held = {"CPU": min(engine.cpus(flags), context.node_cpus), "GPU": engine.gpus(flags)}
-        return tune.PlacementGroupFactory([held], strategy="STRICT_PACK")
+        where = [selector(context.accelerator)]
+        return tune.PlacementGroupFactory([held], strategy="STRICT_PACK", bundle_label_selector=where)
 
     with_context = tune.with_parameters(EngineTrial, context=context)
     return tune.with_resources(with_context, resources)

@@ -89,6 +89,7 @@ class StudySearcher(Searcher):
         metrics: tuple[str, ...] = (METRIC,),
         gpus: Callable[[Config], int] = lambda config: 1,
         total_gpus: float = float("inf"),
+        share: Callable[[], float] = lambda: 1.0,
         counts_gpus: bool = True,
     ) -> None:
         super().__init__(metric=METRIC, mode=MODE)
@@ -98,6 +99,7 @@ class StudySearcher(Searcher):
         self._end, self.stopping, self._expected_gain = end or SearchEnd(), stopping, expected_gain
         self.ended_early = ""  # why the search ended before its last trial
         self._gpus, self._total_gpus, self._counts_gpus = gpus, total_gpus, counts_gpus
+        self._share = share
         self._refuse: Callable[[Config], Failure | None] = lambda config: None
         self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
         self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
@@ -130,7 +132,7 @@ class StudySearcher(Searcher):
         if self._held is None:
             return None if self._pending else Searcher.FINISHED
         in_use = sum(pending.gpus for pending in self._pending.values())
-        if in_use and in_use + self._held.gpus > self._total_gpus:
+        if in_use and in_use + self._held.gpus > self._total_gpus * self._share():
             return None
         pending, self._held = self._held, None
         self._pending[trial_id] = pending
