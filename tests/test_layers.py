@@ -22,8 +22,9 @@ LAYERS = {
     "domain": "task space scenarios workload levels prompts datasets vocabulary metrics objective failures "
     "plan stopping analysis",
     "adapters": "engines load results report export",
-    "compose": "measure evaluate rows past capacity rig predict experience forecast calibrate bench check",
-    "ray": "search cluster trial recorder study",
+    "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
+    "bench check",
+    "ray": "search sharing cluster trial recorder study",
     "surfaces": "cli live jobs",
 }
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts.split()}
@@ -36,7 +37,7 @@ ACCEPTED = {
 STRANGERS = [("engines", "load"), ("load", "engines")]  # in one layer, and never to know of each other
 
 HOMES = {
-    "ray": {"search", "cluster", "trial", "recorder", "study"},
+    "ray": {"search", "sharing", "cluster", "trial", "recorder", "study"},
     "optuna": {"search"},
     "pyarrow": {"results"},
     "json5": {"task"},

@@ -25,13 +25,15 @@ class Node:
     name: str
     gpus: float = 0.0
     cpus: float = 0.0
+    kind: str = ""  # of its GPUs, where that is known
 
 
 @dataclass
 class Capacity:
     """The capacity of the nodes that `nodes()` lists, in GPUs; in CPUs where no trial needs a GPU.
 
-    `gpus(config)` and `cpus(config)` are what a trial needs, `fewest` the least that one does.
+    `gpus(config)` and `cpus(config)` are what a trial needs, `fewest` the least that one does. `share()` is
+    the part of all that this study may have beside others, 0 to 1.
     """
 
     gpus: Callable[[Config], int] = lambda config: 1
@@ -39,6 +41,7 @@ class Capacity:
     nodes: Callable[[], Sequence[Node]] = lambda: (Node("", "", math.inf, math.inf),)
     counts_gpus: bool = True
     fewest: int = 1
+    share: Callable[[], float] = lambda: 1.0
     left_out: dict[str, str] = field(default_factory=dict)  # by id: the name
     _lost: dict[str, int] = field(default_factory=dict)  # by id: how many in a row
 
@@ -57,6 +60,11 @@ class Capacity:
     def total(self) -> float:
         """What the usable nodes have together."""
         return sum(map(self._has, self.usable()))
+
+    @property
+    def allowed(self) -> float:
+        """What this study may have of that."""
+        return self.total * self.share()
 
     @property
     def largest(self) -> float:
@@ -100,7 +108,9 @@ class Capacity:
         return sorted({*self.left_out, *(lost_on if elsewhere else ())})
 
 
-def capacity_for(engine: Engine, fewest: int, nodes: Callable[[], Sequence[Node]]) -> Capacity:
+def capacity_for(
+    engine: Engine, fewest: int, nodes: Callable[[], Sequence[Node]], share: Callable[[], float]
+) -> Capacity:
     """What `nodes` have for the trials of `engine`, which need `fewest` GPUs or more.
 
     NotEnoughGpus where no node could run a single one.
@@ -111,7 +121,9 @@ def capacity_for(engine: Engine, fewest: int, nodes: Callable[[], Sequence[Node]
             f"every configuration needs at least {fewest} GPU(s) on one node; the largest node has "
             f"{largest:g} (--num-gpus {fewest} gives a local cluster logical ones)"
         )
-    return Capacity(engine.gpus, engine.cpus, nodes, counts_gpus=fewest > 0, fewest=max(1, fewest))
+    if not fewest:
+        return Capacity(engine.gpus, engine.cpus, nodes, counts_gpus=False)
+    return Capacity(engine.gpus, engine.cpus, nodes, fewest=fewest, share=share)
 
 
 def refusal(engine: Engine, config: Config, largest_gpus: float) -> Failure | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from tuner.accelerators import kind_of
 from tuner.capacity import Node
 from tuner.errors import TunerError, UsageError
 
@@ -117,6 +118,18 @@ def nodes() -> list[Node]:
 
 
 def _node(each: dict[str, Any]) -> Node:
-    has = each["Resources"]
-    name = f"{each['NodeName']} ({each['NodeID'][:8]})"
-    return Node(each["NodeID"], name, has.get("GPU", 0.0), has.get("CPU", 0.0))
+    has, name = each["Resources"], f"{each['NodeName']} ({each['NodeID'][:8]})"
+    return Node(each["NodeID"], name, has.get("GPU", 0.0), has.get("CPU", 0.0), kind_of(each["Labels"]))
+
+
+def nodes_of(kind: str) -> list[Node]:
+    """Those with GPUs of that kind; all where it is empty."""
+    return [node for node in nodes() if not kind or node.kind == kind]
+
+
+def gpus_by_kind() -> dict[str, float]:
+    """The GPUs of the living nodes, by kind (see `accelerators`)."""
+    found: dict[str, float] = {}
+    for node in nodes():
+        found[node.kind] = found.get(node.kind, 0.0) + node.gpus
+    return found

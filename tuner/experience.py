@@ -102,8 +102,8 @@ def _conditions(task: Task, engine: str, simulated: bool, gpu_models: set[str]) 
 
 def _conditions_of(results: StudyResults) -> tuple[Any, ...]:
     about, models = results.about, results.trials["gpu_model"].dropna()
-    task = make_task(about["task"], str(about["study"]))
-    return _conditions(task, about["engine"], bool(about["simulated"]), set(pd.unique(models)))
+    task, simulated = make_task(about["task"], str(about["study"])), bool(about["simulated"])
+    return _conditions(task, about["engine"], simulated, set() if simulated else set(pd.unique(models)))
 
 
 def _own_gpus(engine: Engine) -> set[str]:

@@ -29,6 +29,7 @@ class TrialInfo:
     node: str
     log_path: str
     node_id: str = ""  # Ray's
+    accelerator: str = ""  # the kind of the node's GPUs, where Ray knows it
     stopped_early: bool = False
     curve: Mapping[float, float] = field(default_factory=dict)  # the loss at each share of the load
     attempts: int = 1  # 0: it was refused before it was started
@@ -67,7 +68,7 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "command": json.dumps(engine.launch_command(info.config)),
         "gpus": gpus,
         "gpu_ids": list(info.gpu_ids),
-        "gpu_model": report.gpus[0].model if report.gpus else None,
+        "gpu_model": report.gpus[0].model if report.gpus else (info.accelerator if gpus else "") or None,
         "gpu_others": json.dumps([asdict(use) for use in report.gpus]),
         "node": info.node,
         "model": task.model.id_or_path,

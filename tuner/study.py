@@ -18,9 +18,10 @@ from typing import Any, Literal, NoReturn
 from ray import tune
 
 from tuner import __version__
+from tuner.accelerators import required
 from tuner.analysis import summary
 from tuner.capacity import capacity_for, refusal
-from tuner.cluster import cluster, nodes
+from tuner.cluster import cluster, gpus_by_kind, nodes_of
 from tuner.engines.base import Engine
 from tuner.errors import UsageError
 from tuner.experience import Experience, experience
@@ -30,6 +31,7 @@ from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, 
 from tuner.rig import calibrated, rig
 from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher
 from tuner.secrets import redacted, referenced
+from tuner.sharing import Sharing
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
@@ -112,8 +114,9 @@ def run_study(
         seed = seed_of(task, seed, past.about if past else None)
         known = _known(task, adapter, setup, root, seed)
         with cluster(setup.num_gpus, local_gpus=LOGICAL_GPUS if adapter.simulated else None):
+            kind = required(task.resources.accelerator_type, gpus_by_kind(), simulated=adapter.simulated)
             fewest, _ = task.gpu_range(adapter.gpus)
-            capacity = capacity_for(adapter, fewest, nodes)
+            capacity = capacity_for(adapter, fewest, lambda: nodes_of(kind), Sharing().share)
             searcher = make_searcher(task, seed=seed, known=known, past=past, capacity=capacity)
             about = _about(task, adapter, version, searcher.budget, seed, setup, source)
             if past is None:
@@ -122,10 +125,18 @@ def run_study(
                 store.tidy()
                 store.amend(**past.amended(about))
             recorder = Recorder(store, task, adapter, capacity, lambda: searcher.planned, watch, past)
-            most_gpus = max(node.gpus for node in nodes())
+            most_gpus = max(node.gpus for node in nodes_of(kind))
             searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
-            most_cpus = capacity.largest_cpus
-            context = TrialContext(store.study, task, adapter.name, seed, most_cpus, setup.virtual, secrets)
+            context = TrialContext(
+                study=store.study,
+                task=task,
+                engine=adapter.name,
+                seed=seed,
+                node_cpus=capacity.largest_cpus,
+                virtual=setup.virtual,
+                secrets=secrets,
+                accelerator=kind,
+            )
             at_once = setup.max_concurrent or capacity.at_once
             with _study_log(store.study) as log_path:
                 interrupted = _searched(context, searcher, recorder, store, at_once)

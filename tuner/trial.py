@@ -18,6 +18,7 @@ from zlib import crc32
 import ray
 from ray import tune
 
+from tuner.accelerators import kind_of, selector
 from tuner.evaluate import Report, evaluate
 from tuner.objective import FAILED_TIER as UNKNOWN
 from tuner.results import data_home
@@ -26,12 +27,15 @@ from tuner.rows import TrialInfo, this_node
 from tuner.search import ELAPSED, PLACED, SHARE, metric_names
 from tuner.task import Task
 
+NODE_ID = "ray.io/node-id"  # a label that every node has
+
 
 @dataclass(frozen=True)
 class TrialContext:
     """What every trial of a study shares. No trial holds more than `node_cpus` CPUs, whatever it asks.
 
-    `secrets` are the driver's variables that the task refers to: a node need not have them.
+    `secrets` are the driver's variables that the task refers to: a node need not have them. `accelerator`
+    is the kind of GPU that trials need, empty for any.
     """
 
     study: str
@@ -41,6 +45,7 @@ class TrialContext:
     node_cpus: float
     virtual: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    accelerator: str = ""
 
     def rig(self, number: int) -> Rig:
         """What measures trial `number`; in virtual time its noise is its own, and the same every time."""
@@ -75,6 +80,7 @@ class EngineTrial(tune.Trainable):
             duration_s=0.0,
             node=this_node(),
             node_id=ray.get_runtime_context().get_node_id(),
+            accelerator=kind_of(ray.get_runtime_context().get_node_labels()),
             log_path=str(engine_log(context.study, config["number"])),
             attempts=config["attempt"],
         )
@@ -135,8 +141,9 @@ def trainable(context: TrialContext) -> Any:
         engine, flags = context.rig(config["number"]).engine, config["flags"]
         gpus = 0 if context.virtual else engine.gpus(flags)  # so that one actor takes every trial
         held = {"CPU": min(engine.cpus(flags), context.node_cpus), "GPU": gpus}
-        elsewhere = {"ray.io/node-id": f"!in({','.join(avoid)})"} if (avoid := config["avoid"]) else {}
-        return tune.PlacementGroupFactory([held], strategy="STRICT_PACK", bundle_label_selector=[elsewhere])
+        elsewhere = {NODE_ID: f"!in({','.join(avoid)})"} if (avoid := config["avoid"]) else {}
+        where = [{**selector(context.accelerator), **elsewhere}]
+        return tune.PlacementGroupFactory([held], strategy="STRICT_PACK", bundle_label_selector=where)
 
     with_context = tune.with_parameters(EngineTrial, context=context)
     return tune.with_resources(with_context, resources)

@@ -49,7 +49,7 @@ class Queue:
         GPUs busy, but not for ever.
         """
         in_use = sum(self.capacity.needs(pending.suggestion.config) for pending in self._running.values())
-        free = self.capacity.total - in_use if in_use else math.inf
+        free = self.capacity.allowed - in_use if in_use else math.inf
         while True:
             for place, pending in enumerate(self._waiting):
                 if self.capacity.needs(pending.suggestion.config) <= free:

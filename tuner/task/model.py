@@ -97,6 +97,14 @@ class EngineOptions(Section):
         return found
 
 
+class Resources(Section):
+    """What a trial needs of the cluster, beside as many GPUs as its sizes ask for."""
+
+    accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = Field(
+        None, description="Kind of GPU, as Ray names it: H100, A100-80G, L4 ...; default: any."
+    )
+
+
 def _engine(name: str) -> str:
     if problem := unknown_engine(name):
         raise refuse(problem)
@@ -122,6 +130,7 @@ class Task(Section):
     slo: SloSpec = SloSpec()
     benchmark: Benchmark = Benchmark()
     engine: EngineOptions = EngineOptions()
+    resources: Resources = Resources()
 
     @model_validator(mode="before")
     @classmethod
