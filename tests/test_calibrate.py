@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tuner import run_study
 from tuner.calibrate import LEAST, Calibration, calibrate
 from tuner.cli import cli
 from tuner.engines import make_engine
@@ -158,6 +159,13 @@ def test_the_prior_of_a_real_engine_is_what_was_calibrated(found: Calibration, t
         for calibration in (None, path)
     ]
     assert all(calibrated_ > plain for plain, calibrated_ in zip(*losses, strict=True))
+
+
+def test_a_real_engine_alone_is_not_calibrated(found: Calibration, tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(found.document()))
+    with pytest.raises(UsageError, match="goes with --virtual or --prior simulator"):
+        run_study(task_with(base_runtime="sglang"), results=tmp_path, calibration=path)
 
 
 def test_no_nearer_is_not_written(tmp_path: Path) -> None:

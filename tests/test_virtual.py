@@ -20,6 +20,7 @@ from tuner.failures import Cause, Stage
 from tuner.load.base import GLANCES, Glance, LoadResult, Target
 from tuner.load.virtual import TURN_S, VirtualClient
 from tuner.metrics import RequestError, summarise
+from tuner.predict import predict
 from tuner.report import html, terminal
 from tuner.results import ResultStore
 from tuner.rig import rig
@@ -288,6 +289,18 @@ def test_reports_within_levels_come_as_over_http(tmp_path: Path) -> None:
     task = task_with(benchmark={"num_concurrency": [4], "max_requests_per_iteration": 100})
     reports = run(task, tmp_path, glances=True)
     assert [report.part for report in reports] == [*GLANCES, 0.0]
+
+
+def test_the_highest_load_is_searched_as_over_http(tmp_path: Path) -> None:
+    task = task_with(
+        benchmark={"find": "max_load", "num_concurrency": [1, 400], "max_requests_per_iteration": 400},
+        slo={"tpot": {"threshold": 0.006}},
+        optimization={"objective": "maximize_throughput"},
+    )
+    last = run(task, tmp_path)[-1]
+    assert last.failure is None and last.max_load is not None
+    assert 1 < last.max_load < 400
+    assert predict(task, {}, seed=0).score is not None
 
 
 @given(
