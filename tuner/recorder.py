@@ -33,8 +33,24 @@ LOG = logging.getLogger("tuner.study")
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a trial runs."""
+
+    trial: int
+    node: str
+    gpu_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        gpus = f", GPU{'s' * (len(self.gpu_ids) > 1)} {' '.join(self.gpu_ids)}" if self.gpu_ids else ""
+        return f"trial {self.trial} on {self.node}{gpus}"
+
+
+@dataclass(frozen=True)
 class StudyProgress:
-    """A study at one moment. `best` is the row of the best trial so far, `last` that of the newest."""
+    """A study at one moment. `best` is the row of the best trial so far, `last` that of the newest.
+
+    `waiting` trials have no GPUs yet; `places` are those of the running ones, as far as they are known.
+    """
 
     planned: int
     running: int
@@ -43,6 +59,8 @@ class StudyProgress:
     elapsed_s: float
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
+    waiting: int = 0
+    places: tuple[Place, ...] = ()
 
     @property
     def remaining_s(self) -> float | None:
@@ -94,6 +112,18 @@ class Recorder(tune.Callback):
         """Ends the study where a result could not be written: Tune logs and forgets other exceptions."""
         if self._broken:
             raise self._broken
+        self._show_queue(trials)
+
+    def _show_queue(self, trials: list[Trial]) -> None:
+        """Tells how many trials wait and where the others run, when that has changed."""
+        running = [trial for trial in trials if trial.status == Trial.RUNNING]
+        seen = [last["info"] for trial in running if (last := self._last.get(trial.trial_id))]
+        places = tuple(Place(info.number, info.node, tuple(info.gpu_ids)) for info in seen)
+        waiting = sum(trial.status == Trial.PENDING for trial in trials)
+        if (waiting, places) != (self._progress.waiting, self._progress.places):
+            for place in set(places) - set(self._progress.places):
+                LOG.info("Running: %s", place)
+            self._tell(running=len(running), waiting=waiting, places=places)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A new trial, or one that starts again after its node was lost: what it had shown is void."""
