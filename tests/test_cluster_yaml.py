@@ -23,6 +23,14 @@ def test_ray_accepts_it() -> None:
     assert prepared["available_node_types"][prepared["head_node_type"]]
 
 
+def test_every_node_asks_for_the_token() -> None:
+    config = YAML(typ="safe", pure=True).load((REPOSITORY / "cluster.yaml").read_text())
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        [start] = [command for command in commands if "ray start" in command]
+        assert "RAY_AUTH_MODE=token ray start" in start
+
+
 def test_what_it_installs_is_what_is_locked() -> None:
     text = (REPOSITORY / "cluster.yaml").read_text()
     assert "./requirements.lock" in text and (REPOSITORY / "requirements.lock").exists()

@@ -19,7 +19,7 @@ from tuner.task import Task, load_task, make_task
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/**/*.md"))]
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:

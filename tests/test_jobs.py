@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import processes
@@ -32,11 +33,13 @@ class Head:
     address: str
     env: dict[str, str]
 
-    def job(self, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def job(
+        self, *words: str, timeout_s: float = 240, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [_ray(), "job", words[0], "--address", self.address, *words[1:]]
         return subprocess.run(
             command,
-            env=self.env,
+            env=self.env if env is None else env,
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
@@ -90,6 +93,9 @@ def test_a_submitted_task_is_tuned_and_its_results_kept(head: Head, tmp_path: Pa
         task.unlink()
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "[3/3]" in submitted.stdout and "Best:" in submitted.stdout
+    later = head.job("logs", _id(submitted)).stdout
+    assert "[3/3]" in later and "Best:" in later
+    assert "succeeded" in head.job("status", _id(submitted)).stdout
     trials = ResultStore(tmp_path, "job").read().trials
     assert len(trials) == 3 and trials["failure_cause"].isna().all()
     reported = head.job(
@@ -108,18 +114,58 @@ def test_a_stopped_job_keeps_its_trials_and_leaves_no_engine(head: Head, tmp_pat
         )
     finally:
         task.unlink()
-    found = re.search(r"raysubmit_\w+", submitted.stdout)
-    assert found, submitted.stdout + submitted.stderr
+    job = _id(submitted)
     trials = tmp_path / "job" / "trials"
     deadline = time.monotonic() + 120
     while not list(trials.glob("*.parquet")):
-        assert time.monotonic() < deadline, head.job("logs", found[0]).stdout
+        assert time.monotonic() < deadline, head.job("logs", job).stdout
         time.sleep(0.2)
-    stopped = head.job("stop", found[0])
+    stopped = head.job("stop", job)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert processes.gone(marker)
     kept = ResultStore(tmp_path, "job").read()
     assert len(kept.trials) >= 1 and not kept.skipped
+    said = head.job("logs", job).stdout
+    assert f"Interrupted; {len(kept.trials)} trials are kept" in said, said
+    assert "was stopped" in head.job("status", job).stdout
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({"optimisation": {}}, "optimisation: is not a known key, got {} (did you mean optimization?)"),
+        ({"parameters": {"tp-size": [16]}}, "every configuration needs at least 16 GPU(s) on one node"),
+    ],
+    ids=["a wrong task", "too few GPUs"],
+)
+def test_a_job_that_cannot_run_fails_and_its_log_says_why(
+    head: Head, task: dict[str, Any], said: str
+) -> None:
+    path = REPOSITORY / f"job-{uuid4().hex}.json"
+    path.write_text(json.dumps({"model": {"id_or_path": "llama-3.1-8b-instruct"}, **task}))
+    try:
+        command = ("python", "jobs/tune.py", path.name)
+        submitted = head.job("submit", "--working-dir", ".", "--", *command)
+    finally:
+        path.unlink()
+    assert submitted.returncode == 1, submitted.stdout + submitted.stderr
+    assert said in head.job("logs", _id(submitted)).stdout
+    assert "failed" in head.job("status", _id(submitted)).stdout
+
+
+def test_nobody_submits_without_the_token(head: Head, tmp_path: Path) -> None:
+    env = {**head.env, "HOME": str(tmp_path)}
+    del env["RAY_AUTH_TOKEN_PATH"]
+    refused = head.job("submit", "--", "echo", "entered", env={**env, "RAY_AUTH_TOKEN": "0" * 64})
+    assert refused.returncode != 0 and "entered" not in refused.stdout
+    without = head.job("list", env={**env, "RAY_AUTH_MODE": "disabled"})
+    assert without.returncode != 0 and "token" in (without.stdout + without.stderr).lower()
+
+
+def _id(submitted: subprocess.CompletedProcess[str]) -> str:
+    found = re.search(r"raysubmit_\w+", submitted.stdout)
+    assert found, submitted.stdout + submitted.stderr
+    return found[0]
 
 
 def _task_file(marker: str, trials: int) -> Path:

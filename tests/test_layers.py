@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "base": "errors registry secrets",
     "domain": "task space scenarios workload levels prompts datasets vocabulary metrics objective failures "
-    "plan stopping analysis",
+    "plan stopping progress analysis",
     "adapters": "engines load results report export",
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
     "bench check",

@@ -20,7 +20,7 @@ import ray
 
 from tuner import recorder, run_study
 from tuner.errors import NotEnoughGpus, ResultsError, StudyError, UsageError
-from tuner.recorder import StudyProgress
+from tuner.progress import StudyProgress
 from tuner.results import ResultStore
 from tuner.task import Task, make_task
 
@@ -73,7 +73,11 @@ def test_a_study_measures_its_budget_and_knows_its_gain(tmp_path: Path) -> None:
     assert trials["engine_version"].str.contains("simulator").all()
     assert (trials["kv_tokens"] > 0).all()
     assert seen[-1].finished == 6 and seen[-1].best is not None
+    places = {place for progress in seen for place in progress.places}
+    ran = {(row["trial"], row["node"], tuple(row["gpu_ids"])) for row in trials.to_dict("records")}
+    assert places and {(place.trial, place.node, place.gpu_ids) for place in places} <= ran
     log = outcome.log_path.read_text()
+    assert all(f"Running: {place}" in log for place in places)
     assert "New best score" in log and "trial 0: engine's defaults" in log
     assert ResultStore(tmp_path, "s").read().about["seed"] == 1
 

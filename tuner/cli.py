@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tuner.engines.base import Value
     from tuner.evaluate import Report
-    from tuner.recorder import StudyProgress
+    from tuner.progress import StudyProgress
     from tuner.task import Task
 
 _results = click.option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -12,12 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.evaluate import Report
+from tuner.progress import StudyProgress
 from tuner.report.words import Unit, config_text, duration, seconds
 
-if TYPE_CHECKING:
-    from tuner.recorder import StudyProgress  # brings Ray along, which `tuner trial` and `bench` do without
-
 _BAR_WIDTH = 40
+_MOST_PLACES = 8  # running trials that are listed
 
 
 class LiveStudy:
@@ -39,13 +38,17 @@ class LiveStudy:
             f"{ended} of {progress.planned} trials",
             _time_left(progress),
         )
-        counts = Text(f"{progress.running} running   {progress.finished} finished   ")
+        waiting = f"{progress.waiting} waiting for GPUs   " if progress.waiting else ""
+        counts = Text(f"{progress.running} running   {waiting}{progress.finished} finished   ")
         counts.append(f"{progress.failed} failed", style="red" if progress.failed else "")
         lines: list[RenderableType] = [Text(self.title, style="bold"), bar, counts]
         if progress.trouble:
             lines.append(Text(progress.trouble, style="bold yellow"))
         if progress.best is not None:
             lines.append(Text.assemble("best so far: ", (trial_text(progress.best), "green")))
+        lines += [Text(str(place), style="dim") for place in progress.places[:_MOST_PLACES]]
+        if (more := len(progress.places) - _MOST_PLACES) > 0:
+            lines.append(Text(f"and {more} more", style="dim"))
         return Group(*lines)
 
 

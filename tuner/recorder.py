@@ -28,6 +28,7 @@ from tuner.evaluate import Report, scores
 from tuner.failures import Cause, Failure, Stage
 from tuner.measure import Step
 from tuner.past import Past
+from tuner.progress import Place, StudyProgress
 from tuner.report.words import config_text
 from tuner.results import ResultStore
 from tuner.rows import TrialInfo, record
@@ -39,32 +40,6 @@ LOG = logging.getLogger("tuner.study")
 PATIENCE_S = 300.0  # that a study waits for a node, or for results that can be written again
 TRIED_AGAIN_S = 5.0
 GIVEN_UP_IN_A_ROW = 3  # trials that infrastructure took away for good: then the study ends
-
-
-@dataclass(frozen=True)
-class StudyProgress:
-    """A study at one moment. `best` is the row of the best trial so far, `last` that of the newest.
-
-    `before` of the trials that have ended did so before the study was resumed. `trouble` is what the study
-    waits for to end: results that cannot be written, nodes that are gone.
-    """
-
-    planned: int
-    running: int
-    finished: int
-    failed: int
-    elapsed_s: float
-    best: dict[str, Any] | None = None
-    last: dict[str, Any] | None = None
-    before: int = 0
-    trouble: str = ""
-
-    @property
-    def remaining_s(self) -> float | None:
-        """Seconds left if trials go on as fast as so far; None before the first has ended."""
-        ended = self.finished + self.failed
-        new = ended - self.before
-        return self.elapsed_s / new * max(self.planned - ended, 0) if new else None
 
 
 class Recorder(tune.Callback):
@@ -124,6 +99,7 @@ class Recorder(tune.Callback):
             raise self._broken
         self._name_left_out()
         self._require_nodes(trials)
+        self._show_queue(trials)
 
     def _name_left_out(self) -> None:
         """Says once of each node that no further trial is sent to it, and why."""
@@ -151,6 +127,17 @@ class Recorder(tune.Callback):
             self._tell(trouble=f"waiting for a node: {what}")
         elif time.monotonic() - self._waiting_since > PATIENCE_S:
             raise InfrastructureLost(f"{what}; none came in {PATIENCE_S:g} s")
+
+    def _show_queue(self, trials: list[Trial]) -> None:
+        """Tells how many trials wait and where the others run, when that has changed."""
+        running = [trial for trial in trials if trial.status == Trial.RUNNING]
+        seen = [seen.info for trial in running if (seen := self._last.get(trial.trial_id))]
+        places = tuple(Place(info.number, info.node, tuple(info.gpu_ids)) for info in seen if info)
+        waiting = sum(trial.status == Trial.PENDING for trial in trials)
+        if (waiting, places) != (self._progress.waiting, self._progress.places):
+            for place in set(places) - set(self._progress.places):
+                LOG.info("Running: %s", place)
+            self._tell(running=len(running), waiting=waiting, places=places)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A new trial, or another attempt at one that was lost."""

@@ -26,7 +26,8 @@ from tuner.engines.base import Engine
 from tuner.errors import UsageError
 from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
-from tuner.recorder import LOG, Recorder, StudyProgress
+from tuner.progress import StudyProgress
+from tuner.recorder import LOG, Recorder
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
 from tuner.rig import calibrated, rig
 from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher

@@ -1,0 +1,35 @@
+"""A running study as a terminal shows it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from tuner.live import LiveStudy
+from tuner.progress import Place, StudyProgress
+
+
+def shown(progress: StudyProgress | None) -> str:
+    study = LiveStudy("Tuning llama")
+    study.progress = progress
+    console = Console(width=100, force_terminal=False)
+    with console.capture() as captured:
+        console.print(study)
+    return captured.get()
+
+
+def test_before_the_cluster_is_up() -> None:
+    assert "starting Ray" in shown(None)
+
+
+def test_who_waits_and_where_the_others_run() -> None:
+    places = (Place(7, "node-a", ("0", "1")), Place(8, "node-b", ("3",)), Place(9, "node-b", ()))
+    text = shown(StudyProgress(30, 3, 5, 1, 60.0, waiting=2, places=places))
+    assert "6 of 30 trials" in text and "about 4 min left" in text
+    assert "3 running   2 waiting for GPUs   5 finished   1 failed" in text
+    for line in ("trial 7 on node-a, GPUs 0 1", "trial 8 on node-b, GPU 3", "trial 9 on node-b\n"):
+        assert line in text
+
+
+def test_of_many_trials_some_are_listed() -> None:
+    text = shown(StudyProgress(90, 20, 0, 0, 1.0, places=tuple(Place(n, "node", ()) for n in range(20))))
+    assert text.count(" on node") == 8 and "and 12 more" in text and "waiting" not in text
