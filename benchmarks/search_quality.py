@@ -115,9 +115,8 @@ class Surface:
         """What a search is told: what exists, what may be tried, or the product of all values."""
         if invalid == "cost":
             return self.task.space
-        known = (
-            self.losses if invalid == "free" else dict.fromkeys([*self.losses, *(self.failing or ())], 0.0)
-        )
+        failing = sorted(self.failing or ())
+        known = self.losses if invalid == "free" else {**self.losses, **dict.fromkeys(failing, FAILED_LOSS)}
         return ListedSpace(self.task.space.domains, (), known)
 
 
