@@ -90,8 +90,11 @@ class TestSGLangInAContainer(InAContainer):
     def hopeless(self) -> Mapping[str, Any]:
         return {"mem-fraction-static": 0.05}
 
-    def test_values_of_variables_are_on_no_command_line(self, daemon: FakeDocker, tmp_path: Path) -> None:
-        engine = engine_with(engine={"env": {"HF_TOKEN": "hf_secret", "NCCL_DEBUG": "INFO"}})
+    def test_values_of_variables_are_on_no_command_line(
+        self, daemon: FakeDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        engine = engine_with(engine={"env": {"HF_TOKEN": "${HF_TOKEN}", "NCCL_DEBUG": "INFO"}})
         with self._launch(engine, {}, tmp_path):
             assert not processes.with_marker("hf_secret")
         [run] = [call for call in daemon.calls if call[0] == "run"]
