@@ -37,7 +37,7 @@ def document(marker: str, **optimization: Any) -> dict[str, Any]:
             "mem-fraction-static": [0.1, 0.7, 0.8],
         },
         "optimization": {
-            "max_iterations": 24,
+            "max_iterations": 44,
             "confirm": 2,
             "convergence": {"least_gain": None},
             **optimization,
@@ -82,9 +82,9 @@ def test_a_driver_that_is_killed_at_any_moment_loses_and_repeats_nothing(tmp_pat
     results = ResultStore(tmp_path, "s").read()
     assert results.skipped == ()
     trials = results.trials
-    assert Counter(trials["kind"]) == {"baseline": 1, "search": 23, "confirm": 6}
+    assert Counter(trials["kind"]) == {"baseline": 1, "search": 43, "confirm": 6}
     searched = [config_key(config) for config in trials["config"][trials["kind"] == "search"]]
-    assert len(set(searched)) == 23
+    assert len(set(searched)) == 43
     repeated = Counter(config_key(config) for config in trials["config"][trials["kind"] == "confirm"])
     assert set(repeated.values()) == {2}
     assert len(set(trials["trial"])) == len(trials)
