@@ -144,6 +144,9 @@ def test_the_newest_study_of_a_task_is_found_by_its_name(tmp_path: Path) -> None
     task = make_task({**stores[0].about()["task"], "task_name": "mine"})
     assert newest_of(task, str(tmp_path)) == "two"
     assert newest_of(make_task({"task_name": "nobody's"}), str(tmp_path)) is None
+    assert newest_of(task, str(tmp_path), virtual=True) is None
+    stores[0].amend(virtual=True)
+    assert newest_of(task, str(tmp_path), virtual=True) == "one"
 
 
 def test_a_study_keeps_its_beginning() -> None:

@@ -126,14 +126,15 @@ def _require_as_begun(option: str, asked: Any, was: Any) -> None:
         raise UsageError(f"{option}: the study was begun with {was or 'none'}, and goes on with it")
 
 
-def newest_of(task: Task, root: str) -> str | None:
-    """The newest study in `root` of a task of this name; None where there is none."""
+def newest_of(task: Task, root: str, *, virtual: bool = False) -> str | None:
+    """The newest study in `root` of a task of this name, in virtual time or not; None where there is none."""
     for name in studies(root):
         try:
             about = ResultStore(root, name).about()
         except ResultsError:  # someone else's
             continue
-        if about.get("kind") != "bench" and about.get("task", {}).get("task_name") == task.task_name:
+        alike = about["task"].get("task_name", "") == task.task_name and bool(about.get("virtual")) == virtual
+        if alike and about.get("kind") != "bench":
             return name
     return None
 

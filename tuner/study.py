@@ -105,7 +105,7 @@ def run_study(
     file = None if calibration is None else str(Path(calibration).absolute())
     setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual, file)
     root = str(results or default_root())
-    wanted = newest_of(task, root) if resume and study is None else study
+    wanted = newest_of(task, root, virtual=virtual) if resume and study is None else study
     store = ResultStore(root, _study_name(task, wanted))
     if not (resume and store.exists()):
         store = _new_store(store, wanted=wanted is not None)
