@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tuner.engines import server
-from tuner.engines.ports import listeners, owned_by
+from tuner.engines import ports, server
+from tuner.engines.ports import listeners, taken_by_another
 from tuner.failures import Cause, TrialFailed
 
 LISTENER = """
@@ -26,18 +26,34 @@ def test_this_process_and_its_children_are_told_from_others() -> None:
     with socket.create_server(("127.0.0.1", 0)) as own:
         port = own.getsockname()[1]
         assert listeners(port)
-        assert owned_by(os.getpid(), port) is True
+        assert not taken_by_another(os.getpid(), port)
         other = subprocess.Popen([sys.executable, "-c", LISTENER], stdout=subprocess.PIPE, text=True)
         try:
             assert other.stdout is not None
             theirs = int(other.stdout.readline())
-            assert owned_by(other.pid, theirs) is True
-            assert owned_by(os.getpid(), theirs) is True  # it is a child
-            assert owned_by(other.pid, port) is False
+            assert not taken_by_another(other.pid, theirs)
+            assert not taken_by_another(os.getpid(), theirs)  # it is a child
+            assert taken_by_another(other.pid, port)
         finally:
             other.kill()
             other.wait()
-    assert owned_by(os.getpid(), port) is False
+    assert not taken_by_another(os.getpid(), port)  # nobody listens
+
+
+def test_a_socket_closed_while_the_processes_are_looked_through_is_nobodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """llama.cpp listens for some milliseconds before it finds that its context does not fit."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+
+    def closing(pid: int) -> set[int]:
+        listener.close()
+        return {pid}
+
+    monkeypatch.setattr(ports, "_tree", closing)
+    assert listeners(port)
+    assert not taken_by_another(os.getpid(), port)
 
 
 def test_a_server_that_was_there_before_is_not_taken_for_the_one_started(

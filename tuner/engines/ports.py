@@ -22,12 +22,21 @@ def listeners(port: int) -> frozenset[str] | None:
     return frozenset(found)
 
 
-def owned_by(root: int, port: int) -> bool | None:
-    """Whether a process of the tree below `root` (itself included) listens on `port`; None if unknown."""
-    wanted = listeners(port)
-    if wanted is None:
-        return None
-    links = {f"socket:[{inode}]" for inode in wanted}
+def taken_by_another(root: int, port: int) -> bool:
+    """Whether only processes outside the tree below `root` listen on `port`; False where that is unknown.
+
+    Looking through a tree takes time. A socket that is closed meanwhile tells nothing: a server that fails
+    while it starts had one for some milliseconds.
+    """
+    found = listeners(port)
+    if not found or _holds(root, found):
+        return False
+    return bool(found & (listeners(port) or frozenset()))
+
+
+def _holds(root: int, sockets: frozenset[str]) -> bool:
+    """Whether a process of the tree below `root` (itself included) has one of the `sockets` open."""
+    links = {f"socket:[{inode}]" for inode in sockets}
     return any(links & _open_files(pid) for pid in _tree(root))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.engines.base import ServerInfo
-from tuner.engines.ports import listeners, owned_by
+from tuner.engines.ports import taken_by_another
 from tuner.engines.process import EngineProcess
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 
@@ -186,7 +186,7 @@ def launched(
 def _require_own(server: Server) -> None:
     """PORT_TAKEN where another process listens: SGLang waits twelve minutes for one that says nothing."""
     port = int(server.base_url.rpartition(":")[2])
-    if listeners(port) and owned_by(server.process.pid, port) is False:
+    if taken_by_another(server.process.pid, port) and server.alive():
         detail = f"port {port} is another server's: none of this engine's processes listens on it"
         raise TrialFailed(Failure(Stage.START, Cause.PORT_TAKEN, detail, _last_lines(server.process.log())))
 
