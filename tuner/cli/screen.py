@@ -1,0 +1,101 @@
+"""What commands show: a report, a study while it runs, plain text where no terminal looks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.results import ResultStore, StudyResults
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from tuner.progress import StudyProgress
+
+
+class Watching:
+    """Shows a study's progress: a live display on a terminal, a line for each trial elsewhere."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.live import Live
+
+        from tuner.live import LiveStudy
+
+        self._console = console
+        self._study = LiveStudy(title)
+        self._live = Live(self._study, console=console, refresh_per_second=4, transient=True)
+        self._lines = not console.is_terminal
+
+    def __enter__(self) -> Watching:
+        if self._lines:
+            self._console.print(self._study.title)
+        else:
+            self._live.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if not self._lines:
+            self._live.stop()
+
+    def show(self, progress: StudyProgress) -> None:
+        """Takes the newest progress."""
+        from tuner.live import progress_line
+
+        before, self._study.progress = self._study.progress, progress
+        if not self._lines:
+            return
+        lines = []
+        if progress.last is not None and progress.last != getattr(before, "last", None):
+            lines.append(progress_line(progress))
+        if progress.trouble and progress.trouble != getattr(before, "trouble", ""):
+            lines.append(progress.trouble)
+        for line in lines:
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def console_for(*, stderr: bool = False) -> Console:
+    """Where to print: standard output, or standard error where that is taken by JSON."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def show(console: Console, content: RenderableType) -> None:
+    """Prints `content`; into a file or another program without the blanks that fill a terminal's lines."""
+    if console.is_terminal:
+        console.print(content)
+        return
+    with console.capture() as shown:
+        console.print(content)
+    click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()), file=console.file)
+
+
+def show_report(console: Console, found: StudyResults, store: ResultStore) -> None:
+    """The report on the terminal, and as a page in the study's folder."""
+    from tuner.report import html, terminal
+
+    launch = launch_text(found)
+    show(console, terminal(found, launch))
+    page = store.write_file("report.html", html(found, launch).encode())
+    console.print(f"\nReport   {page}", soft_wrap=True, highlight=False)
+
+
+def show_bench(console: Console, found: StudyResults) -> None:
+    """The load levels of a server that was measured as it ran."""
+    from tuner.analysis.trials import rows
+    from tuner.report import level_table
+
+    console.print(f"{found.about['study']}: {found.about['base_url']}\n", highlight=False)
+    for row in rows(found.steps):
+        show(console, level_table(row))
+
+
+def launch_text(found: StudyResults) -> str | None:
+    """The command that launches the best configuration; None where there is none."""
+    from tuner.analysis import summary
+    from tuner.export import best_deployment, shell
+
+    if found.about.get("kind") == "bench" or summary(found).best is None:
+        return None
+    return shell(best_deployment(found)).strip()
