@@ -289,3 +289,39 @@ def test_a_program_that_the_kernel_kills_for_memory_is_known_to_have_starved(tmp
             assert process.starved()
     finally:
         group.rmdir()
+
+
+TALKATIVE = """
+import json, os, sys, time
+print(os.environ["HF_TOKEN"], json.dumps(dict(os.environ)), flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+STARTER = """
+import os, sys, time
+from pathlib import Path
+from tuner.engines.process import EngineProcess
+
+talkative, ended, log = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+argv = [sys.executable, "-c", talkative, "0" if ended == "by itself" else "600"]
+with EngineProcess(argv, env=os.environ, log_path=log, grace_s=0.2) as process:
+    while "as it is" not in log.read_text():
+        time.sleep(0.01)
+    while ended == "by itself" and process.poll() is None:
+        time.sleep(0.01)
+    if ended == "by the death of its starter":
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("ended", ["by itself", "by its starter", "by the death of its starter"])
+def test_no_secret_of_the_environment_stays_in_the_log(ended: str, tmp_path: Path) -> None:
+    """Whatever ends it. What others wrote there before is theirs."""
+    secret, log = 'hunter2"hunter2', tmp_path / "log"
+    log.write_text(f"before: {secret}\n")
+    env = {**os.environ, "HF_TOKEN": secret, "PLAIN": "as it is"}
+    command = [sys.executable, "-c", STARTER, TALKATIVE, ended, str(log)]
+    subprocess.run(command, env=env, timeout=60, check=False)
+    until(lambda: "[secret]" in log.read_text(), "the end of the watchdog")
+    before, after = log.read_text().split("\n", 1)
+    assert before == f"before: {secret}"
+    assert "hunter2" not in after and '"PLAIN": "as it is"' in after

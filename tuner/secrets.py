@@ -78,6 +78,11 @@ def known(variables: Mapping[str, str], surroundings: Mapping[str, str]) -> dict
     return {**surroundings, **referred}
 
 
+def secret_names(environment: Mapping[str, str]) -> list[str]:
+    """The variables whose values are secrets, and long enough to be told from other text."""
+    return [name for name, value in environment.items() if len(value) >= _LEAST and is_secret(name)]
+
+
 def plain(text: str, environment: Mapping[str, str]) -> str:
     """`text` of others as it can be kept and shown: `redacted`, and nothing that drives a terminal."""
     written = _CONTROL.sub("", text).encode(errors="replace").decode()
@@ -86,7 +91,7 @@ def plain(text: str, environment: Mapping[str, str]) -> str:
 
 def redacted(text: str, environment: Mapping[str, str]) -> str:
     """`text` without the values of the environment's secrets, and without what looks like one."""
-    values = {value for name, value in environment.items() if len(value) >= _LEAST and is_secret(name)}
+    values = {environment[name] for name in secret_names(environment)}
     for value in sorted(values | {json.dumps(value)[1:-1] for value in values}, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return _USER_INFO.sub(HIDDEN, _TOKEN.sub(HIDDEN, text))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tuner.secrets import redacted
+from tuner.secrets import redacted, secret_names
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _TAIL_BYTES = 256 * 1024  # eight ranks that fail print a traceback each, and the cause stands in the first
@@ -27,7 +27,8 @@ class EngineProcess:
     A context manager: on exit the whole process tree is gone, SIGTERM first, SIGKILL after `grace_s`
     seconds. It is gone as well when this process dies by SIGKILL (see `watchdog`). `then` is a command
     that is run after that, for what is not below the process: a container. The log never grows much beyond
-    `log_bytes`. Raises OSError where the program cannot be started.
+    `log_bytes`, and at the end it holds none of the environment's secrets. Raises OSError where the program
+    cannot be started.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class EngineProcess:
         try:
             with log_path.open("a+b") as log:  # the watchdog reads it too
                 watchdog = [sys.executable, "-I", "-S", str(_WATCHDOG)]
-                watchdog += [str(grace_s), str(status_write), str(log_bytes)]
+                watchdog += [str(grace_s), str(status_write), str(log_bytes), ",".join(secret_names(env))]
                 detached = subprocess.Popen(
                     [*watchdog, str(len(then)), *then, *argv],
                     stdin=alive_read,

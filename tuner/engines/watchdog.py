@@ -2,7 +2,7 @@
 
 A script of its own, started by `process.py` with an isolated interpreter and the standard library only:
 
-    python -I -S watchdog.py GRACE_S STATUS_FD LOG_BYTES N THEN... COMMAND...
+    python -I -S watchdog.py GRACE_S STATUS_FD LOG_BYTES SECRETS N THEN... COMMAND...
 
 It detaches (a second fork and a session of its own, so that whoever kills the starter's children or
 process group does not kill it), becomes the reaper of orphaned descendants, starts COMMAND in another
@@ -10,12 +10,14 @@ session, and writes `pid N` and later `exit CODE` to STATUS_FD. When COMMAND end
 reaches its end because the starter closed it or died, SIGTERM goes to COMMAND's group, after GRACE_S
 seconds SIGKILL, and then every remaining descendant is killed, whatever session it moved to. Last of all
 the N words of THEN are run, where N is not 0: what is no descendant (a container) is ended by a command.
-Of a log on standard output that grows beyond LOG_BYTES the middle is cut out, so that no disk is filled.
+Of a log on standard output that grows beyond LOG_BYTES the middle is cut out, so that no disk is filled; at
+the end it keeps none of the values of the environment variables that SECRETS names, with commas between.
 docs/adr/0003-watchdog.md has what was measured with simpler means.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import signal
@@ -27,6 +29,7 @@ from pathlib import Path
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 _POLL_S = 0.05
 _KILLED_FIRST = "1000"  # <linux/oom.h>: where memory is short, the kernel takes the engine, not Ray
+_HIDDEN = b"[secret]"  # as `tuner.secrets` writes it
 _THEN_TRIES, _THEN_LIMIT_S = 3, 60.0  # a daemon that is busy or restarting may refuse once
 
 
@@ -109,7 +112,22 @@ def _cut(start: int, most: int) -> None:
     os.write(1, f"\n[{size - start - 2 * kept} bytes of log were cut out here]\n".encode() + end)
 
 
-def main(grace_s: float, status_fd: int, log_bytes: int, then: list[str], argv: list[str]) -> None:
+def _hide(start: int, names: list[str]) -> None:
+    """Takes the values of those environment variables out of the log, which this run began at `start`."""
+    values = {os.environb.get(name.encode(), b"") for name in names} - {b""}
+    values |= {json.dumps(value.decode(errors="replace"))[1:-1].encode() for value in values}
+    log = os.pread(1, os.fstat(1).st_size - start, start)
+    clean = log
+    for value in sorted(values, key=len, reverse=True):
+        clean = clean.replace(value, _HIDDEN)
+    if clean != log:
+        os.ftruncate(1, start)
+        os.write(1, clean)
+
+
+def main(
+    grace_s: float, status_fd: int, log_bytes: int, secrets: list[str], then: list[str], argv: list[str]
+) -> None:
     """Detaches, runs `argv`, waits for its end or for the end of standard input, runs `then`."""
     if os.fork():
         os._exit(0)
@@ -147,11 +165,16 @@ def main(grace_s: float, status_fd: int, log_bytes: int, then: list[str], argv: 
     while command.poll() is None and not poller.poll(_POLL_S * 1000):
         _cut(log_start, log_bytes)
     code = _end_tree(command, grace_s)
+    if secrets:
+        with contextlib.suppress(OSError):  # the disk is full, say
+            _hide(log_start, secrets)
     if then:
         _run_then(then)
     say(f"exit {code}")
 
 
 if __name__ == "__main__":
-    first = 5 + int(sys.argv[4])
-    main(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[5:first], sys.argv[first:])
+    words = sys.argv[1:]
+    first = 5 + int(words[4])
+    named = [name for name in words[3].split(",") if name]
+    main(float(words[0]), int(words[1]), int(words[2]), named, words[5:first], words[first:])
