@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from tuner.cli import foreseeing, machine, measuring, reading, tuning
+from tuner.cli import foreseeing, machine, measuring, reading, serving, tuning
 from tuner.cli.options import examples
 from tuner.errors import TunerError
 
@@ -36,6 +36,7 @@ for _command in (
     reading.report,
     reading.export,
     reading.list_studies,
+    serving.serve,
     machine.list_engines,
     machine.schema,
 ):
