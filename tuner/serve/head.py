@@ -30,7 +30,8 @@ _DASHBOARD_PORT = 8265  # Ray's own, where it is free
 def own_head(num_gpus: int | None) -> Iterator[str]:
     """Starts the head with `num_gpus` GPUs, real or not (None: those that Ray finds); its dashboard's URL.
 
-    RAY_ADDRESS names it meanwhile. TunerError where it does not start.
+    RAY_ADDRESS names it meanwhile. Its ports ask for Ray's token where RAY_AUTH_MODE is `token`, which Ray reads
+    once, when it is first imported. TunerError where it does not start.
     """
     short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108  sockets below it have a limit of 107 bytes
     with (
@@ -50,11 +51,20 @@ def own_head(num_gpus: int | None) -> Iterator[str]:
         log = Path(folder, "head.log")
         with EngineProcess(argv, env=env, log_path=log, grace_s=_GRACE_S) as head:
             _wait_for(head, port, dashboard)
-            os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-            try:
+            with _environment(RAY_ADDRESS=f"127.0.0.1:{port}"):
                 yield f"http://127.0.0.1:{dashboard}"
-            finally:
-                del os.environ["RAY_ADDRESS"]
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables of this process meanwhile, which Ray reads; those that are set already stay as they are."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _make_ray_token(env: dict[str, str]) -> None:
