@@ -77,7 +77,8 @@ def _may(*statuses: int) -> dict[int | str, dict[str, Any]]:
         422: "The task or the request is wrong; `problems` has every reason.",
         500: "Results cannot be read, or Ray does not answer; the error says which.",
     }
-    return {status: {"model": ErrorBody, "description": reasons[status]} for status in statuses}
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    return {status: {"description": reasons[status], "content": body} for status in statuses}
 
 
 StudyName = Annotated[str, Path(pattern=_NAME, description="A study's name.", examples=["quickstart-1"])]
@@ -90,7 +91,8 @@ AtOnce = Annotated[int | None, Query(ge=1, le=10_000, description="Trials at onc
 
 def _options(
     engine: Annotated[
-        str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,60}$", description="In place of the task's base_runtime.")
+        str | None,
+        Query(pattern=r"^[A-Za-z0-9_-]{1,60}$", description="In place of the task's base_runtime."),
     ] = None,
     virtual: Annotated[
         bool, Query(description="On the simulator in virtual time: seconds in place of minutes.")
@@ -109,7 +111,7 @@ async def _upload(request: Request) -> Upload:
     kind = request.headers.get("content-type", "").partition(";")[0].lower()
     if kind.endswith("json"):
         return Upload(bytes(content), yaml=False)
-    looks_json = content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"/", b"")
+    looks_json = bytes(content).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"/"))
     return Upload(bytes(content), yaml="yaml" in kind or not looks_json)
 
 
@@ -133,7 +135,7 @@ def create_app(root: str, jobs: Jobs, token_digest: str | None) -> FastAPI:
     app.add_middleware(Guard, token_digest=token_digest, max_bytes=MAX_BYTES)
     kept = Studies(root, jobs)
     token = Security(HTTPBearer(auto_error=False, description="What `tuner serve` printed."))
-    router = APIRouter(prefix="/api/v1", dependencies=[token], responses=_may(401, 403, 500))
+    router = APIRouter(prefix="/api/v1", dependencies=[token], responses=_may(401, 403, 422, 500))
     _add_tasks(router, kept)
     _add_studies(router, kept)
     _add_results(router, kept)
@@ -146,7 +148,12 @@ def create_app(root: str, jobs: Jobs, token_digest: str | None) -> FastAPI:
 def _add_tasks(router: APIRouter, kept: Studies) -> None:
     task_body = {"requestBody": _TASK}
 
-    @router.get("/about", tags=["server"], summary="What this server has to offer")
+    @router.get(
+        "/about",
+        tags=["server"],
+        summary="What this server has to offer",
+        responses={401: {"model": ErrorBody}},  # named once, and so in the document
+    )
     def about() -> AboutBody:
         return AboutBody(
             name="inference-autotuner",
@@ -160,7 +167,7 @@ def _add_tasks(router: APIRouter, kept: Studies) -> None:
         "/check",
         tags=["tasks"],
         summary="Check a task: every problem in it, or what it would cost",
-        responses=_may(413, 422),
+        responses=_may(413),
         openapi_extra=task_body,
     )
     def check(upload: TaskUpload, options: TaskOptions) -> CheckBody:
@@ -172,7 +179,7 @@ def _add_tasks(router: APIRouter, kept: Studies) -> None:
         tags=["tasks"],
         summary="Start a study of a task",
         status_code=201,
-        responses=_may(409, 413, 422),
+        responses=_may(409, 413),
         openapi_extra=task_body,
     )
     def submit(
@@ -199,9 +206,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
     ) -> StudiesBody:
         return kept.list(limit, offset)
 
-    @router.get(
-        "/studies/{study}", tags=["studies"], summary="How a study stands", responses=_may(404, 422)
-    )
+    @router.get("/studies/{study}", tags=["studies"], summary="How a study stands", responses=_may(404))
     def one_study(study: StudyName) -> StudyBody:
         return kept.study(study)
 
@@ -216,7 +221,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
                 "of `GET /studies/{study}`; `end` when nothing more comes of it.",
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
-            **_may(404, 422),
+            **_may(404),
         },
     )
     async def follow(study: StudyName) -> StreamingResponse:
@@ -229,7 +234,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
         tags=["studies"],
         summary="End a study that runs",
         status_code=202,
-        responses=_may(404, 409, 422),
+        responses=_may(404, 409),
     )
     def cancel(study: StudyName) -> StudyBody:
         """Finished trials are kept, engines leave their GPUs; `resume` goes on with it."""
@@ -240,7 +245,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
         tags=["studies"],
         summary="Go on with a study where it was left",
         status_code=202,
-        responses=_may(404, 409, 422),
+        responses=_may(404, 409),
     )
     def resume(study: StudyName, max_concurrent: AtOnce = None) -> StudyBody:
         """What was measured is kept and not measured again."""
@@ -251,7 +256,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
         tags=["studies"],
         summary="The end of a study's log",
         response_class=PlainTextResponse,
-        responses=_may(404, 422),
+        responses=_may(404),
     )
     def log(
         study: StudyName,
@@ -269,7 +274,7 @@ def _add_results(router: APIRouter, kept: Studies) -> None:
         "/studies/{study}/best",
         tags=["results"],
         summary="The best configuration, and what it is worth",
-        responses=_may(404, 409, 422),
+        responses=_may(404, 409),
     )
     def best(study: StudyName) -> BestBody:
         return kept.best(study)
@@ -279,7 +284,7 @@ def _add_results(router: APIRouter, kept: Studies) -> None:
         tags=["results"],
         summary="How to launch the best configuration",
         response_class=PlainTextResponse,
-        responses=_may(404, 409, 422),
+        responses=_may(404, 409),
     )
     def export(
         study: StudyName,
@@ -296,13 +301,15 @@ def _add_results(router: APIRouter, kept: Studies) -> None:
         response_class=Response,
         responses={
             200: {"content": {"text/html": {"schema": {"type": "string"}}}},
-            **_may(404, 409, 422),
+            **_may(404, 409),
         },
     )
     def report(study: StudyName) -> Response:
         found = kept.results(study)
         if found.about.get("kind") == "bench":
-            raise StudyError(f"study {study!r} measured a server that ran already: its steps are all there is")
+            raise StudyError(
+                f"study {study!r} measured a server that ran already: its steps are all there is"
+            )
         return Response(
             html(found, launch_text(found)),
             media_type="text/html",
@@ -311,7 +318,7 @@ def _add_results(router: APIRouter, kept: Studies) -> None:
 
 
 def _add_table(router: APIRouter, kept: Studies, name: str) -> None:
-    forms = {form.media_type.partition(";")[0]: {"schema": {}} for form in Form}
+    forms: dict[str, Any] = {form.media_type.partition(";")[0]: {"schema": {}} for form in Form}
 
     @router.get(
         f"/studies/{{study}}/{name}",
@@ -319,13 +326,14 @@ def _add_table(router: APIRouter, kept: Studies, name: str) -> None:
         summary=f"The table `{name}`, as JSON, CSV or Parquet",
         name=name,
         response_class=Response,
-        responses={200: {"content": forms}, **_may(404, 422)},
+        responses={200: {"content": forms}, **_may(404)},
     )
     def table(
         study: StudyName,
         form: Annotated[Form, Query(alias="format")] = Form.JSON,
         columns: Annotated[
-            str, Query(description="Some of them, with commas between [default: all].", examples=["trial,score"])
+            str,
+            Query(description="Some, with commas between [default: all].", examples=["trial,score"]),
         ] = "",
     ) -> Response:
         """docs/results.md explains every column."""
@@ -355,9 +363,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [
-            Problem(".".join(map(str, each["loc"])), str(each["msg"])) for each in error.errors()
-        ]
+        problems = [Problem(".".join(map(str, each["loc"])), str(each["msg"])) for each in error.errors()]
         return _answer(422, "the request is not as it has to be", problems)
 
     @app.exception_handler(AnyHTTPException)
@@ -365,12 +371,9 @@ def _add_errors(app: FastAPI) -> None:
         return _answer(error.status_code, str(error.detail).lower(), headers=error.headers)
 
 
-def _answer(
-    status: int, error: str, problems: Any = (), headers: Any = None
-) -> JSONResponse:
+def _answer(status: int, error: str, problems: Any = (), headers: Any = None) -> JSONResponse:
     body = ErrorBody(
         error=error,
         problems=[ProblemBody(path=each.path, message=each.message, hint=each.hint) for each in problems],
     )
     return JSONResponse(body.model_dump(), status, headers=headers)
-

@@ -32,19 +32,20 @@ class _Server:
     def __init__(self, root: str, token_digest: str | None) -> None:
         self._app = create_app(root, RayJobs(), token_digest)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201  Serve's own name
+    def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
 
 
 def application(root: str | None, token_digest: str | None) -> Application:
     """The application over the studies in `root`; `token_digest` None asks for no token."""
-    return _Server.bind(root or str(default_root()), token_digest)
+    bound: Application = _Server.bind(root or str(default_root()), token_digest)  # type: ignore[attr-defined]
+    return bound
 
 
 def application_of(arguments: Mapping[str, Any]) -> Application:
     """As `serve run` gives them: `results` and `token_env`; UsageError for any other."""
     if unknown := set(arguments) - {"results", "token_env"}:
-        raise UsageError(f"tuner.serve:app takes results=DIR-or-URI and token_env=NAME, not {sorted(unknown)}")
+        raise UsageError(f"tuner.serve:app takes results=… and token_env=…, not {', '.join(sorted(unknown))}")
     variable = arguments.get("token_env")
     token = kept_token() if variable is None else token_in(str(variable))
     results = arguments.get("results")

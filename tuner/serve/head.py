@@ -30,8 +30,8 @@ _DASHBOARD_PORT = 8265  # Ray's own, where it is free
 def own_head(num_gpus: int | None) -> Iterator[str]:
     """Starts the head with `num_gpus` GPUs, real or not (None: those that Ray finds); its dashboard's URL.
 
-    RAY_ADDRESS names it meanwhile. Its ports ask for Ray's token where RAY_AUTH_MODE is `token`, which Ray reads
-    once, when it is first imported. TunerError where it does not start.
+    RAY_ADDRESS names it meanwhile. Its ports ask for Ray's token where RAY_AUTH_MODE is `token`, which Ray
+    reads once, when it is first imported. TunerError where it does not start.
     """
     short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108  sockets below it have a limit of 107 bytes
     with (

@@ -38,7 +38,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Job:
-    """A job that was started for a study. `started_s` is a Unix time, `message` what its runner says of it."""
+    """A job of a study. `started_s` is a Unix time, `message` what its runner says of it."""
 
     id: str
     study: str

@@ -68,7 +68,7 @@ class RayJobs:
             time.sleep(0.5)
 
     def stop(self, job: str) -> None:
-        """As `ray job stop` does: SIGTERM, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S (3 s) of the cluster."""
+        """As `ray job stop`: SIGTERM, and SIGKILL after the cluster's RAY_JOB_STOP_WAIT_TIME_S (3 s)."""
         self._asked("stop_job", job)
 
     def known(self, root: str) -> list[Job]:

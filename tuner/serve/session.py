@@ -1,4 +1,4 @@
-"""`tuner serve` while it runs: a Ray, the application on it, and the end of both. Knows nothing of a shell."""
+"""`tuner serve` while it runs: a Ray, the application on it, and the end of both."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def is_loopback(host: str) -> bool:
 
 @contextmanager
 def serving(place: Place, token: str | None) -> Iterator[None]:
-    """Serves until it is left: on the cluster that RAY_ADDRESS names, or on one of its own, which ends with it.
+    """Serves until it is left: on the cluster that RAY_ADDRESS names, or on one of its own, which ends too.
 
     Studies that run on its own cluster are interrupted then, and can be resumed. Without a `token` nobody is
     asked for one, which only loopback allows. UsageError before anything is started where it cannot be.
@@ -75,9 +75,7 @@ def serving(place: Place, token: str | None) -> Iterator[None]:
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_QUIET)
         try:
             with _deaf_at_the_end():
-                serve.run(
-                    application(root, token and digest(token)), name=NAME, logging_config=_QUIET
-                )
+                serve.run(application(root, token and digest(token)), name=NAME, logging_config=_QUIET)
                 yield
         finally:
             if own:

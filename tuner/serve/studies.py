@@ -68,7 +68,7 @@ class Studies:
         self._gains: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def check(self, upload: Upload, options: Options) -> tuple[Task, list[str]]:
-        """The task, and what `tuner check` says of it; TaskError, or another UsageError, for what is wrong."""
+        """The task, and what `tuner check` says of it; a UsageError, TaskError first, for what is wrong."""
         with TemporaryDirectory(prefix="tuner-upload-") as folder:
             path = Path(folder, upload.name)
             path.write_bytes(upload.content)
@@ -104,7 +104,7 @@ class Studies:
         return self._body(name, self._job_of(name))
 
     def cancel(self, name: str) -> StudyBody:
-        """Ends a study that runs: finished trials are kept. StudyError where no job of this server runs it."""
+        """Ends a study that runs; finished trials are kept. StudyError where no job here runs it."""
         job = self._job_of(name)
         if job is None or job.state.over:
             raise StudyError(f"no job of this server runs study {name!r}")
@@ -159,7 +159,7 @@ class Studies:
         )
 
     def log(self, name: str, *, job_output: bool, lines: int) -> str:
-        """The last lines of the study's log, or of what its job printed; LookupError where there is neither."""
+        """The last lines of the study's log, or of what its job printed; LookupError without either."""
         job = self._job_of(name)
         path = data_home() / "logs" / f"task_{ResultStore(self.root, name).study}.log"
         if not job_output and path.is_file():

@@ -48,7 +48,9 @@ def kept_token() -> str:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         if path.stat().st_mode & _OTHERS:
-            raise UsageError(f"{path} may be read by others: chmod 600 it, or remove it for a new one") from None
+            raise UsageError(
+                f"{path} may be read by others: chmod 600 it, or remove it for a new one"
+            ) from None
         return _checked(path.read_text(encoding="utf-8", errors="replace").strip(), str(path))
     except OSError as error:
         raise UsageError(f"no token can be kept in {path}: {error.strerror}") from error
