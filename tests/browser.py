@@ -89,9 +89,8 @@ class Page:
 
     def type(self, selector: str, text: str) -> None:
         """Replaces what a field holds."""
-        self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.focus(); e.select(); }})()"
-        )
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{found}.focus(), {found}.select()")
         self.call("Input.insertText", text=text)
 
     def size(self, width: int, height: int, *, mobile: bool = False) -> None:
