@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = "no Chromium is installed: `make browser`, or apt-get install chromium"
@@ -27,8 +27,8 @@ MISSING = "no Chromium is installed: `make browser`, or apt-get install chromium
 class Page:
     """One tab. `complaints` are the console's errors and warnings, and exceptions that nothing caught."""
 
-    def __init__(self, address: str) -> None:
-        self._socket = connect(address, max_size=None)
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
         self._number = 0
         self.complaints: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -122,7 +122,8 @@ def browser() -> Iterator[Page]:
         with Path(profile, "log").open("w") as log:
             process = subprocess.Popen([*argv, "about:blank"], stdout=log, stderr=log, start_new_session=True)
         try:
-            yield Page(_address(Path(profile), process))
+            with connect(_address(Path(profile), process), max_size=None) as socket:
+                yield Page(socket)
         finally:
             os.killpg(process.pid, 9)
             process.wait()

@@ -33,7 +33,7 @@ TASK: dict[str, Any] = {
         "tp-size": [1, 2, 4],
         "chunked-prefill-size": {"type": "integer", "low": 512, "high": 8192},
     },
-    "optimization": {"strategy": "random", "max_iterations": 30, "confirm": 0},
+    "optimization": {"strategy": "random", "max_iterations": 16, "confirm": 0},
     "benchmark": {"traffic_scenarios": ["D(64,16)"], "num_concurrency": [4]},
 }
 
@@ -44,6 +44,7 @@ class Running(Served):
 
     data: Path = Path()
     port: int = 0
+    ray: Path = Path()  # the folder of its Ray
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +68,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         said += line
     found = re.search(r"Open +(\S+)#token=(\S+)", said)
     assert found, said
-    folder = _folder_of_ray(port)
+    dashboard = re.search(r"Ray +http://127.0.0.1:(\d+)", said)
+    assert dashboard, said
+    folder = _folder_of(dashboard[1])
     try:
-        yield Running(found[1], data / "autotuner" / "results", token=found[2], data=data, port=port)
+        yield Running(
+            found[1], data / "autotuner" / "results", token=found[2], data=data, port=port, ray=folder
+        )
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0, (data / "errors").read_text()
         process.stdout.close()
-        assert processes.gone(folder) and not Path(folder).exists()
+        assert processes.gone(str(folder)) and not folder.exists()
         assert not processes.listening(port)
 
 
-def _folder_of_ray(port: int) -> str:
-    """The temporary folder of the Ray whose proxy listens at `port`: every process of it has it in its words."""
-    for path in sorted(Path("/tmp").glob("tuner-*/ray"), key=lambda path: path.stat().st_mtime, reverse=True):
-        logs = path.glob("session_2*/logs/serve/proxy_*.log")
-        if any(f":{port}" in log.read_text() or str(port) in log.read_text() for log in logs):
-            return str(path.parent)
-    newest = max(Path("/tmp").glob("tuner-*/ray"), key=lambda path: path.stat().st_mtime)
-    return str(newest.parent)
+def _folder_of(dashboard: str) -> Path:
+    """The temporary folder of the Ray whose dashboard is at that port."""
+    heads = [line for line in processes.with_marker(f"--dashboard-port={dashboard} ").values()]
+    found = {match[1] for line in heads if (match := re.search(r"--temp-dir=(/tmp/tuner-\w+)/ray", line))}
+    assert len(found) == 1, heads
+    return Path(found.pop())
 
 
 def test_a_study_from_its_task_to_its_report(server: Running) -> None:
@@ -103,7 +106,7 @@ def test_a_study_from_its_task_to_its_report(server: Running) -> None:
             cancelled = True
     assert cancelled and states[0] == "starting" and "running" in states and states[-1] == "interrupted"
     before = server.ask("studies/whole/trials").json
-    assert 3 <= len(before) < 30
+    assert 3 <= len(before) < 16
 
     deadline = time.monotonic() + 60
     while (resumed := server.post("studies/whole/resume")).status == 409:
@@ -113,14 +116,14 @@ def test_a_study_from_its_task_to_its_report(server: Running) -> None:
     last = [data for kind, data in events(server, "whole") if kind == "study"][-1]
     assert last["state"] == "finished" and last["gain"], last
     trials = server.ask("studies/whole/trials").json
-    assert [trial["trial"] for trial in trials] == list(range(30))
+    assert [trial["trial"] for trial in trials] == list(range(16))
     assert trials[: len(before)] == before
 
     assert "SIMULATED" in server.ask("studies/whole/report").text
     assert server.ask("studies/whole/best").json["launch"].count("sglang.launch_server") == 1
     assert "Study whole: done" in server.ask("studies/whole/log").text
     assert "Best:" in server.ask("studies/whole/log?job=true").text
-    assert len(ResultStore(server.root, "whole").read().trials) == 30
+    assert len(ResultStore(server.root, "whole").read().trials) == 16
 
 
 def test_a_cancelled_study_leaves_no_engine(server: Running) -> None:
@@ -145,7 +148,7 @@ def test_only_this_machine_is_listened_to_and_the_token_is_nowhere(server: Runni
     assert processes.listening(server.port) == {"127.0.0.1"}
     assert server.ask("studies", token=None).status == 401
     assert not processes.with_marker(server.token)
-    folders = [Path(_folder_of_ray(server.port)), server.data]
+    folders = [server.ray, server.data]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 20
     assert [path.name for path in files if server.token.encode() in path.read_bytes()] == ["token"]
@@ -155,7 +158,7 @@ def test_only_this_machine_is_listened_to_and_the_token_is_nowhere(server: Runni
 def test_a_study_is_started_and_watched_in_a_browser(server: Running) -> None:
     with browser() as page:
         page.open(f"{server.url}#token={server.token}")
-        page.wait_for_text("Studies")
+        page.wait_for("document.querySelector('h1')")
         assert "token" not in page.run("location.href")
         page.click("nav a[href='#/new']")
         page.wait_for("document.querySelector('#task')")

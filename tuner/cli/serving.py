@@ -47,13 +47,16 @@ def serve(
     from tuner.serve.session import Place, serving, wait_for_the_end
 
     place = Place(host, port, results, num_gpus)
-    with serving(place, token):
+    with serving(place, token) as dashboard:
         if token_env:
             click.echo(f"Open     {place.url}\nToken    that of {token_env}")
         elif token is None:
             click.echo(f"Open     {place.url}\nToken    none is asked for")
         else:
             click.echo(f"Open     {place.url}#token={token}\nToken    {token_file()}")
-        click.echo(f"API      {place.url}docs\n\nCtrl-C ends it.")
+        click.echo(f"API      {place.url}docs")
+        if dashboard:
+            click.echo(f"Ray      {dashboard} (its token: ~/.ray/auth_token)")
+        click.echo("\nCtrl-C ends it.")
         wait_for_the_end()
         click.echo("Ending the studies that run, the server and its Ray ...", err=True)

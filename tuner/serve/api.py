@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Security
@@ -63,6 +64,15 @@ _TASK = {
             },
             "application/yaml": "parameters:\n  tp-size: [1, 2]\noptimization:\n  max_iterations: 10\n",
         }.items()
+    },
+}
+
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["study", "end"]},
+        "data": {"type": "string", "description": "JSON, or for `end` the state."},
     },
 }
 
@@ -219,7 +229,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
             200: {
                 "description": "An event `study` whenever something has changed, its data the same object as "
                 "of `GET /studies/{study}`; `end` when nothing more comes of it.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {"schema": _EVENT}},
             },
             **_may(404),
         },
@@ -367,8 +377,20 @@ def _add_errors(app: FastAPI) -> None:
         return _answer(422, "the request is not as it has to be", problems)
 
     @app.exception_handler(AnyHTTPException)
-    def http(_: Request, error: AnyHTTPException) -> JSONResponse:
+    def http(request: Request, error: AnyHTTPException) -> JSONResponse:
+        if error.status_code == 405:  # a route knows of its own method only
+            return _answer(405, "this can not be done here", headers={"allow": _allowed(app, request)})
         return _answer(error.status_code, str(error.detail).lower(), headers=error.headers)
+
+
+def _allowed(app: FastAPI, request: Request) -> str:
+    """The methods of every route at the request's path."""
+    methods: set[str] = set()
+    for path, routes in app.openapi()["paths"].items():
+        pattern = re.sub(r"\{\w+\}", "[^/]+", path)
+        if re.fullmatch(pattern, request.url.path.removeprefix(str(request.scope.get("root_path", "")))):
+            methods |= {method.upper() for method in routes}
+    return ", ".join(sorted(methods))
 
 
 def _answer(status: int, error: str, problems: Any = (), headers: Any = None) -> JSONResponse:

@@ -56,10 +56,10 @@ def is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def serving(place: Place, token: str | None) -> Iterator[None]:
+def serving(place: Place, token: str | None) -> Iterator[str]:
     """Serves until it is left: on the cluster that RAY_ADDRESS names, or on one of its own, which ends too.
 
-    Studies that run on its own cluster are interrupted then, and can be resumed. Without a `token` nobody is
+    The address of its own cluster's dashboard; empty for another. Studies that run on its own cluster are interrupted then, and can be resumed. Without a `token` nobody is
     asked for one, which only loopback allows. UsageError before anything is started where it cannot be.
     """
     if token is None and not is_loopback(place.host):
@@ -67,16 +67,19 @@ def serving(place: Place, token: str | None) -> Iterator[None]:
     _require_free(place)
     root = place.results or str(default_root())
     own = not os.environ.get("RAY_ADDRESS")
+    dashboard = ""
     with ExitStack() as running:
         if own:
-            running.enter_context(own_head(place.num_gpus or (None if all_gpus() else LOGICAL_GPUS)))
+            dashboard = running.enter_context(
+                own_head(place.num_gpus or (None if all_gpus() else LOGICAL_GPUS))
+            )
         running.enter_context(cluster(None if own else place.num_gpus))
         options = HTTPOptions(host=place.host, port=place.port)
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_QUIET)
         try:
             with _deaf_at_the_end():
                 serve.run(application(root, token and digest(token)), name=NAME, logging_config=_QUIET)
-                yield
+                yield dashboard
         finally:
             if own:
                 _stop_jobs(root)  # all else ends with Ray
