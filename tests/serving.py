@@ -25,16 +25,17 @@ TOKEN = "a-token-of-the-tests"
 
 
 class JobsInMemory:
-    """Keeps what was ordered and runs nothing; a test says what became of it."""
+    """Keeps what was ordered and runs nothing; a test says what became of it, or every job is `begun` so."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: JobState = JobState.RUNNING) -> None:
+        self._begun = begun
         self.orders: list[Order] = []
         self.jobs: list[Job] = []
         self.printed = "what the job printed\n"
         self._numbers = itertools.count()
 
     def start(self, order: Order) -> Job:
-        job = Job(f"job-{next(self._numbers)}", order.study, JobState.RUNNING, time.time())
+        job = Job(f"job-{next(self._numbers)}", order.study, self._begun, time.time())
         self.orders.append(order)
         self.jobs.insert(0, job)
         return job
@@ -107,9 +108,9 @@ class Served:
 
 
 @contextmanager
-def served(root: Path, *, token: str | None = TOKEN) -> Iterator[Served]:
+def served(root: Path, *, token: str | None = TOKEN, jobs: JobsInMemory | None = None) -> Iterator[Served]:
     """The application over `root`, on loopback, in a thread of its own."""
-    jobs = JobsInMemory()
+    jobs = jobs or JobsInMemory()
     app = create_app(str(root), jobs, token and digest(token))
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))

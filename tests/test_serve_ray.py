@@ -1,4 +1,4 @@
-"""`tuner serve` on its own Ray head: studies as Ray jobs, over real HTTP, from the first trial to the report."""
+"""`tuner serve` on its own Ray head: studies as Ray jobs, from the first trial to the report."""
 
 from __future__ import annotations
 
@@ -72,9 +72,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     assert dashboard, said
     folder = _folder_of(dashboard[1])
     try:
-        yield Running(
-            found[1], data / "autotuner" / "results", token=found[2], data=data, port=port, ray=folder
-        )
+        root = data / "autotuner" / "results"
+        yield Running(found[1], root, token=found[2], data=data, port=port, ray=folder)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0, (data / "errors").read_text()
@@ -85,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def _folder_of(dashboard: str) -> Path:
     """The temporary folder of the Ray whose dashboard is at that port."""
-    heads = [line for line in processes.with_marker(f"--dashboard-port={dashboard} ").values()]
+    heads = processes.with_marker(f"--dashboard-port={dashboard} ").values()
     found = {match[1] for line in heads if (match := re.search(r"--temp-dir=(/tmp/tuner-\w+)/ray", line))}
     assert len(found) == 1, heads
     return Path(found.pop())

@@ -7,6 +7,8 @@ trainable, because `cleanup` is given the time that an engine needs to leave its
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ import ray
 from ray import tune
 
 from tuner.accelerators import kind_of, selector
+from tuner.dashboard import LevelMetrics, show_log, title_process, trial_name
 from tuner.evaluate import Report, evaluate
 from tuner.objective import FAILED_TIER as UNKNOWN
 from tuner.results import data_home
@@ -35,7 +38,9 @@ class TrialContext:
     """What every trial of a study shares. No trial holds more than `node_cpus` CPUs, whatever it asks.
 
     `secrets` are the driver's variables that the task refers to: a node need not have them. `accelerator`
-    is the kind of GPU that trials need, empty for any.
+    is the kind of GPU that trials need, empty for any. `abandoned_s` is how long an actor whose trial is not
+    over waits to hear from its driver: then it ends itself, and its engine with it. Ray's own limits may take
+    minutes where a node was cut off, and a driver pauses for `recorder.PATIENCE_S` at the most.
     """
 
     study: str
@@ -46,6 +51,7 @@ class TrialContext:
     virtual: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     accelerator: str = ""
+    abandoned_s: float = 900.0
 
     def rig(self, number: int) -> Rig:
         """What measures trial `number`; in virtual time its noise is its own, and the same every time."""
@@ -67,7 +73,14 @@ class EngineTrial(tune.Trainable):
         assert context is not None
         self._context = context
         os.environ.update(context.secrets)
+        self._metrics = LevelMetrics(context.study)
+        self._abandoned = _new_timer(context.abandoned_s)
         self._begin(config)
+
+    def __repr__(self) -> str:
+        """As the dashboard lists its actor, which asks once and may get further trials of its size."""
+        gpus = len(self._info.gpu_ids)
+        return f"{self._context.study}, {gpus} GPU{'s' * (gpus != 1)}"
 
     def _begin(self, config: dict[str, Any]) -> None:
         context = self._context
@@ -84,6 +97,9 @@ class EngineTrial(tune.Trainable):
             log_path=str(engine_log(context.study, config["number"])),
             attempts=config["attempt"],
         )
+        self._name = trial_name(config["number"], config["flags"], config["attempt"])
+        if not context.virtual:  # there, nothing writes a log
+            show_log(context.study, self._name, Path(self._info.log_path))
         self._placed = False
         self._began = time.monotonic()
         measured_by = context.rig(config["number"])
@@ -101,11 +117,22 @@ class EngineTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Where the trial runs; then one load level: its report, the loss so far, whether it is over."""
+        self._abandoned.cancel()
+        result = self._result()
+        if not result.get(tune.result.DONE):
+            self._abandoned = _new_timer(self._context.abandoned_s)
+            self._abandoned.start()
+        return result
+
+    def _result(self) -> dict[str, Any]:
         if not self._placed:
             self._placed = True
             unknown = dict.fromkeys(metric_names(len(self._context.task.objectives)), UNKNOWN)
             return {**unknown, PLACED: self._info.node_id, "info": self._info}
+        title_process(self._name)
         report = next(self._reports)
+        if report.step is not None:
+            self._metrics.show(report.step)
         failure, others = report.failure, [score.loss for score in report.others]
         return {
             **dict(zip(metric_names(1 + len(others)), (report.score.loss, *others), strict=True)),
@@ -119,6 +146,7 @@ class EngineTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ends the engine, wherever the trial stands."""
+        self._abandoned.cancel()
         self._reports.close()  # type: ignore[attr-defined]  # evaluate is a generator
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -134,6 +162,13 @@ class EngineTrial(tune.Trainable):
         """Nothing, see `save_checkpoint`."""
 
 
+def _new_timer(after_s: float) -> threading.Timer:
+    """Ends this process, and thereby its engine, unless it is cancelled before."""
+    timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    return timer
+
+
 def trainable(context: TrialContext) -> Any:
     """The trainable with its study's context and the resources of each configuration."""
 
@@ -146,4 +181,6 @@ def trainable(context: TrialContext) -> Any:
         return tune.PlacementGroupFactory([held], strategy="STRICT_PACK", bundle_label_selector=where)
 
     with_context = tune.with_parameters(EngineTrial, context=context)
-    return tune.with_resources(with_context, resources)
+    placed: Any = tune.with_resources(with_context, resources)
+    placed.__name__ = placed.__qualname__ = EngineTrial.__name__  # else Tune's own, in every list of actors
+    return placed

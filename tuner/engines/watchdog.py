@@ -67,7 +67,7 @@ def _reap() -> None:
 
 
 def _reap_orphans(command: "subprocess.Popen[bytes]") -> None:
-    """The same while `command` runs: who waits for an orphan's end, as `ray job stop` does, sees none before."""
+    """The same while `command` runs: who waits for an orphan's end, like `ray job stop`, sees none before."""
     with contextlib.suppress(ChildProcessError):
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if ended.si_pid == command.pid:

@@ -59,8 +59,9 @@ def is_loopback(host: str) -> bool:
 def serving(place: Place, token: str | None) -> Iterator[str]:
     """Serves until it is left: on the cluster that RAY_ADDRESS names, or on one of its own, which ends too.
 
-    The address of its own cluster's dashboard; empty for another. Studies that run on its own cluster are interrupted then, and can be resumed. Without a `token` nobody is
-    asked for one, which only loopback allows. UsageError before anything is started where it cannot be.
+    It is given the address of its own cluster's dashboard, empty for another's. Studies that run on its own
+    are interrupted at the end, and can be resumed. Without a `token` nobody is asked for one, which only
+    loopback allows. UsageError before anything is started where it cannot be.
     """
     if token is None and not is_loopback(place.host):
         raise UsageError(f"--no-token: only on loopback, not on {place.host}")
