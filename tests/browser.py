@@ -59,16 +59,26 @@ class Page:
         """Goes to `url`."""
         self.call("Page.navigate", url=url)
 
-    def run(self, script: str) -> Any:
-        """The value of a JavaScript expression, awaited."""
-        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+    def run(self, script: str, *, frame: int | None = None) -> Any:
+        """The value of a JavaScript expression, awaited; in a `frame` of the page on request."""
+        where = {} if frame is None else {"contextId": frame}
+        answer = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, **where
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, within_s: float = 60.0) -> None:
+    def frame(self) -> int:
+        """The page's first frame, to look into: in a world of its own, beside the frame's scripts."""
+        tree = self.call("Page.getFrameTree")["frameTree"]
+        name = tree["childFrames"][0]["frame"]["id"]
+        found: int = self.call("Page.createIsolatedWorld", frameId=name)["executionContextId"]
+        return found
+
+    def wait_for(self, condition: str, within_s: float = 60.0, *, frame: int | None = None) -> None:
         """Waits until a JavaScript expression is true."""
         deadline = time.monotonic() + within_s
-        while not self.run(f"Boolean({condition})"):
+        while not self.run(f"Boolean({condition})", frame=frame):
             text = self.run("document.body?.innerText")
             assert time.monotonic() < deadline, f"{condition} did not come: {text} {self.complaints}"
             time.sleep(0.1)
@@ -78,7 +88,8 @@ class Page:
         self.wait_for(f"document.body?.innerText.includes({json.dumps(text)})", within_s)
 
     def click(self, selector: str) -> None:
-        """Clicks the element, with a real mouse where it stands."""
+        """Clicks the element, once it is there, with a real mouse where it stands."""
+        self.wait_for(f"document.querySelector({json.dumps(selector)})")
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             " e.scrollIntoView({block: 'center'});"
@@ -117,6 +128,7 @@ def browser() -> Iterator[Page]:
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--disable-background-networking",
+            "--disable-features=IsolateSandboxedIframes",  # or such a frame is a target of its own,
         ]
         argv += ["--no-sandbox"] * (os.geteuid() == 0)  # Chromium has none for root
         with Path(profile, "log").open("w") as log:

@@ -27,6 +27,7 @@ def body_of(stands: Standing, job: Job | None) -> StudyBody:
     return StudyBody(
         study=stands.study,
         reason=stands.error,
+        kept=True,
         state=_state(stands.state, updated_s, job),
         simulated=bool(about.get("simulated")),
         engine=str(about.get("engine", "")),
@@ -47,6 +48,7 @@ def body_of_a_job(job: Job, task: Task | None, virtual: bool, reason: str = "") 
         study=job.study,
         state=State.BROKEN if job.state.over else State.STARTING,
         reason=reason,
+        kept=False,
         simulated=virtual or (task is not None and task.base_runtime == "simulator"),
         engine=str(task.base_runtime) if task else "",
         model=task.model.id_or_path if task else "",

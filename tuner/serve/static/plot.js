@@ -67,12 +67,16 @@ function mark(trial, x, value, y) {
     const low = HEIGHT - BOTTOM - 6;
     return svg("path", { class: "failed", d: `M${x - 4} ${low - 4}l8 8m0 -8l-8 8` }, title);
   }
+  if (trial.kind === "confirm") {
+    return svg("rect", { class: "again", x: x - 4, y: y(value(trial)) - 4, width: 8, height: 8 }, title);
+  }
   return svg("circle", { class: trial.slo_met === false ? "missed" : "done", cx: x, cy: y(value(trial)), r: 4.5 }, title);
 }
 
 function legend(baseline, trials) {
   const entries = ["● trial", "— best so far"];
   if (baseline) entries.push("- - engine's defaults");
+  if (trials.some((trial) => trial.kind === "confirm")) entries.push("□ measured again");
   if (trials.some((trial) => trial.slo_met === false)) entries.push("○ SLO missed");
   if (trials.some((trial) => trial.failure_cause)) entries.push("× failed");
   return el("figcaption", { class: "legend" }, ...entries.map((entry) => el("span", {}, entry)));

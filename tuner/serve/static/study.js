@@ -17,14 +17,14 @@ export async function studyView(name) {
   let drawn = -1, drawing = false, current;
 
   const draw = async () => {
-    if (drawing) return;
+    if (drawing || !current.kept) return;
     drawing = true;
     try {
       for (let ended = ends(current); ended !== drawn; ended = ends(current)) {
         drawn = ended;
         const trials = await ask(`${path}/trials?columns=${COLUMNS}`).catch(absent) ?? [];
         if (trials.length) parts.plot.replaceChildren(el("h2", {}, "Trials"), scorePlot(trials, current.progress?.planned ?? 0, current.maximise));
-        if (current.state !== "running") parts.best.replaceChildren(...await best(path, about));
+        if (trials.length && !["starting", "running"].includes(current.state)) parts.best.replaceChildren(...await best(path, about));
         await new Promise((resume) => setTimeout(resume, 1000));
       }
     } finally {
@@ -67,7 +67,7 @@ function* head(study, path, listen) {
       said.replaceChildren(notice(error));
     }
   });
-  if (study.state !== "finished" && (study.state !== "broken" || study.progress)) yield el("div", { class: "row" }, button, said);
+  if (running || (study.kept && study.state !== "finished")) yield el("div", { class: "row" }, button, said);
 }
 
 function* progress({ progress: at, state }) {
@@ -77,12 +77,16 @@ function* progress({ progress: at, state }) {
   }
   const ended = at.finished + at.failed;
   const left = at.remaining_s && state === "running" ? `about ${show.duration(at.remaining_s)} left` : "";
+  if (state === "finished") {
+    yield el("p", {}, el("strong", {}, `${ended} trials`), at.failed ? `, ${at.failed} of them failed` : "");
+    return;
+  }
   yield el("div", { class: "row" }, el("progress", { max: at.planned, value: ended, "aria-label": "Trials that have ended" }),
     el("strong", {}, `${ended} of ${at.planned} trials`), el("span", { class: "soft" }, left));
   const counts = { running: at.running, "waiting for GPUs": at.waiting, finished: at.finished, failed: at.failed };
   yield el("p", {}, Object.entries(counts).filter(([, count]) => count).map(([what, count]) => `${count} ${what}`).join(", "));
   if (at.trouble) yield el("p", { class: "error" }, at.trouble);
-  if (at.best && state !== "finished") yield el("p", {}, "Best so far: ", el("strong", { id: "best-so-far" }, at.best.text));
+  if (at.best) yield el("p", {}, "Best so far: ", el("strong", { id: "best-so-far" }, at.best.text));
   if (at.places.length && state === "running") {
     yield el("ul", {}, ...at.places.map(({ trial, node, gpu_ids: gpus }) => el("li", { class: "soft" },
       `trial ${trial} on ${node}${gpus.length ? `, GPU${gpus.length > 1 ? "s" : ""} ${gpus.join(" ")}` : ""}`)));
