@@ -126,6 +126,7 @@ def browser() -> Iterator[Page]:
         argv += [
             "--no-first-run",
             "--disable-gpu",
+            "--hide-scrollbars",
             "--disable-dev-shm-usage",
             "--disable-background-networking",
             "--disable-features=IsolateSandboxedIframes",  # or such a frame is a target of its own,

@@ -149,6 +149,23 @@ def test_going_without_a_token_is_for_loopback_and_said_aloud(capsys: pytest.Cap
     assert told("serve", "--no-token", "--token-env", "MINE") == 2
 
 
+def test_the_application_of_serve_run_is_never_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_folder: Path
+) -> None:
+    from ray.serve import Application
+
+    from tuner.serve import app
+
+    assert isinstance(app({"results": str(tmp_path)}), Application)
+    assert (data_folder / "serve" / "token").exists()
+    monkeypatch.setenv("MINE", TOKEN)
+    assert isinstance(app({"token_env": "MINE"}), Application)
+    for arguments in ({"token_env": "NOT_THERE"}, {"no_token": True}, {"token": TOKEN}):
+        with pytest.raises(UsageError) as refused:
+            app(arguments)
+        assert TOKEN not in str(refused.value)
+
+
 # --- whose pages may ask ---------------------------------------------------------------------------------
 
 

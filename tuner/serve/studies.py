@@ -6,10 +6,8 @@ else.
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +16,7 @@ from tuner.check import check_task
 from tuner.cli.screen import launch_text
 from tuner.errors import StudyError, TaskError, TunerError
 from tuner.report import words
-from tuner.results import ResultStore, StudyResults, data_home, studies
+from tuner.results import ResultStore, StudyResults, data_home, new_study_name, studies
 from tuner.rig import rig
 from tuner.serve.jobs import Job, Jobs, JobState, Order
 from tuner.serve.models import BestBody, GainBody, StudiesBody, StudyBody
@@ -216,8 +214,7 @@ class Studies:
 
     def _new_name(self, task: Task) -> str:
         """As `tuner run` names a study; with a number where that is taken."""
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", task.task_name).strip("-._")[:60] or "study"
-        first = name = f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        first = name = new_study_name(task.task_name)
         number = 2
         while ResultStore(self.root, name).exists() or self._job_of(name) is not None:
             name, number = f"{first}-{number}", number + 1
