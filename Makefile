@@ -6,7 +6,7 @@ SGLANG_ENV ?= .venv-sglang
 S3_ENV ?= .venv-s3
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
 
-.PHONY: help demo test test-sglang fast lint schema lock clean
+.PHONY: help demo browser test test-sglang fast lint schema lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -20,6 +20,11 @@ test: $(VENV)/.installed-dev $(S3_ENV)/.installed  ## every test that this machi
 # torch's CPU build and no other: the plain name may bring gigabytes of CUDA.
 test-sglang: $(VENV)/.installed-dev $(SGLANG_ENV)/.installed  ## the sglang adapter on a real SGLang without a GPU
 	@SGLANG_PYTHON="$(abspath $(SGLANG_ENV))/bin/python" $(BIN)/python -m pytest --durations=0 tests/sglang
+
+browser:  ## Chromium, for the tests that look at the web page (Debian, as root)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; } \
+		|| { echo "Chromium is needed: apt-get install chromium, as root"; exit 1; }
 
 fast: $(VENV)/.installed-dev  ## the tests that need no Ray and take no time
 	@$(BIN)/python -m pytest -m "not ray and not slow"

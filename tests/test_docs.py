@@ -54,6 +54,10 @@ def test_every_command_is_proved_somewhere() -> None:
             assert words in TUNER or words[0] == "export", words
 
 
+def test_scripts_of_the_shell_are_run_by_a_test() -> None:
+    assert {document for document, _ in blocks("bash")} == {"serve.md"}  # tests/test_serve_ray.py runs them
+
+
 @pytest.mark.parametrize("text", [text for _, text in blocks("json")])
 def test_every_task_file_in_the_documents_loads(text: str) -> None:
     make_task(json5.loads(text), "document")

@@ -25,7 +25,7 @@ LAYERS = {
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
     "bench check standing",
     "ray": "search sharing cluster dashboard trial recorder study",
-    "surfaces": "cli live jobs",
+    "surfaces": "cli live serve jobs",
 }
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts.split()}
 
@@ -37,11 +37,12 @@ ACCEPTED = {
 STRANGERS = [("engines", "load"), ("load", "engines")]  # in one layer, and never to know of each other
 
 HOMES = {
-    "ray": {"search", "sharing", "cluster", "dashboard", "trial", "recorder", "study"},
+    "ray": {"search", "sharing", "cluster", "dashboard", "trial", "recorder", "study", "serve"},
     "optuna": {"search"},
     "pyarrow": {"results"},
     "json5": {"task"},
-    "pydantic": {"task"},
+    "pydantic": {"task", "serve"},
+    "fastapi": {"serve"},
     "matplotlib": {"report"},
     "click": {"cli"},
     "pickle": set(),
@@ -183,6 +184,8 @@ def test_every_engine_in_the_table_is_there() -> None:
     ("modules", "absent"),
     [
         ("tuner", "ray pandas numpy pydantic pyarrow"),
+        ("tuner.serve, tuner.serve.tokens", "ray fastapi starlette"),
+        ("tuner.serve.api", "ray optuna hyperopt"),
         ("tuner.engines.simulator.launch", "ray pandas pydantic pyarrow"),
         (
             "tuner.evaluate, tuner.rows, tuner.bench, tuner.check, tuner.export, tuner.report, tuner.live",

@@ -325,3 +325,17 @@ def test_no_secret_of_the_environment_stays_in_the_log(ended: str, tmp_path: Pat
     before, after = log.read_text().split("\n", 1)
     assert before == f"before: {secret}"
     assert "hunter2" not in after and '"PLAIN": "as it is"' in after
+
+
+def test_an_orphan_that_has_ended_is_gone_while_the_program_runs(tmp_path: Path) -> None:
+    """Whoever waits for its end, as `ray job stop` does, would wait for as long as the program runs."""
+    orphan = "import os, sys; pid = os.fork(); pid and (print(pid, flush=True), os._exit(0)); os._exit(0)"
+    program = (
+        f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {orphan!r}]); time.sleep(60)"
+    )
+    with EngineProcess([sys.executable, "-c", program], env=os.environ, log_path=tmp_path / "log") as process:
+        deadline = time.monotonic() + 30
+        while not (said := process.log().strip()) or Path(f"/proc/{said}").exists():
+            assert time.monotonic() < deadline, f"process {said} is a zombie"
+            time.sleep(0.05)
+        assert process.poll() is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import tempfile
 import threading
@@ -29,7 +28,7 @@ from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
 from tuner.progress import StudyProgress
 from tuner.recorder import LOG, Recorder
-from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root
+from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root, new_study_name
 from tuner.rig import calibrated, rig
 from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher
 from tuner.secrets import redacted, referenced
@@ -236,10 +235,7 @@ def _watched_by(
 
 
 def _study_name(task: Task, wanted: str | None) -> str:
-    if wanted is not None:
-        return wanted  # the store refuses what is no name
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", task.task_name).strip("-._")[:60] or "study"
-    return f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return new_study_name(task.task_name) if wanted is None else wanted  # the store refuses what is no name
 
 
 def _new_store(store: ResultStore, *, wanted: bool) -> ResultStore:

@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from tuner.cli import foreseeing, machine, measuring, reading, tuning, watching
+from tuner.cli import foreseeing, machine, measuring, reading, serving, tuning, watching
 from tuner.cli.options import examples
 from tuner.errors import TunerError
 
@@ -37,6 +37,7 @@ for _command in (
     reading.report,
     reading.export,
     reading.list_studies,
+    serving.serve,
     machine.list_engines,
     machine.schema,
 ):

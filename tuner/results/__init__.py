@@ -9,7 +9,7 @@
 `schema` has the columns, `store` a study's files, `places` the folders and URIs that studies are kept in.
 """
 
-from tuner.results.places import STUDY_NAME, data_home, default_root, studies
+from tuner.results.places import STUDY_NAME, data_home, default_root, new_study_name, studies
 from tuner.results.schema import LATENCIES, SCHEMA_VERSION, STATISTICS, TABLES
 from tuner.results.store import ResultStore, StudyResults
 
@@ -23,5 +23,6 @@ __all__ = [
     "StudyResults",
     "data_home",
     "default_root",
+    "new_study_name",
     "studies",
 ]

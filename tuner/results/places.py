@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +28,12 @@ def data_home() -> Path:
 def default_root() -> Path:
     """Where studies are kept unless told otherwise."""
     return data_home() / "results"
+
+
+def new_study_name(task_name: str) -> str:
+    """A name for a study of that task which begins now."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", task_name).strip("-._")[:60] or "study"
+    return f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def studies(root: str | Path) -> list[str]:

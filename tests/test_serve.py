@@ -1,0 +1,346 @@
+"""The API over real HTTP: tasks, studies, results and errors, as a client sees them. No Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from serving import Served, served
+from studies import make
+
+from tuner.analysis import summary
+from tuner.errors import TaskError
+from tuner.export import FORMATS, best_deployment
+from tuner.progress import StudyProgress
+from tuner.report.words import gain_sentence
+from tuner.results import TABLES, ResultStore
+from tuner.serve.jobs import JobState
+from tuner.serve.models import State
+from tuner.standing import Journal
+from tuner.task import load_task, make_task
+
+TASK: dict[str, Any] = {"task_name": "mine", "optimization": {"max_iterations": 3}}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Served]:
+    with served(tmp_path / "results") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with two studies on disk; nothing here writes to it."""
+    root = tmp_path_factory.mktemp("kept")
+    make(name="older", repeats=[{"tp-size": 2}]).write(root)
+    make(name="newer", simulated=True, seed=1).write(root)
+    with served(root) as running:
+        yield running
+
+
+# --- tasks ----------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_checked_as_by_the_command(server: Served) -> None:
+    answer = server.post("check", TASK)
+    assert answer.status == 200 and answer.json["task_name"] == "mine"
+    assert any(line.startswith("Space") for line in answer.json["lines"])
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"optimisation": {}, "parameters": {"tp-size": [0, 1], "x": []}},
+        {"engine": {"env": {"HF_TOKEN": "a-secret-of-mine"}}},
+        {"slo": {"ttft": {"p94": {}}}, "benchmark": {"num_concurrency": [0]}},
+        [],
+    ],
+)
+@pytest.mark.parametrize("path", ["check", "check?virtual=true", "studies"])
+def test_every_problem_comes_back_with_its_path(server: Served, path: str, task: Any) -> None:
+    with pytest.raises(TaskError) as wrong:
+        make_task(task)
+    answer = server.post(path, task)
+    assert answer.status == 422
+    expected = [
+        {"path": each.path, "message": each.message, "hint": each.hint} for each in wrong.value.problems
+    ]
+    assert answer.json["problems"] == expected
+    assert "a-secret-of-mine" not in answer.text and not server.jobs.orders
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'{"task_name": "mine", /* why */}', "application/json"),
+        (b"task_name: mine\n", "application/yaml"),
+        (b"task_name: mine\n", "application/x-www-form-urlencoded"),  # what curl says
+        (b'// why\n{"task_name": "mine"}', "application/x-www-form-urlencoded"),
+        (b'\xef\xbb\xbf {"task_name": "mine"}', ""),
+    ],
+)
+def test_a_task_is_json_or_yaml(server: Served, content: bytes, kind: str) -> None:
+    answer = server.post("check", content, Content_Type=kind)
+    assert answer.status == 200, answer.text
+    assert answer.json["task_name"] == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"a: [", b"[" * 3000, b"\0"])
+def test_what_is_no_task_is_refused(server: Served, content: bytes) -> None:
+    answer = server.post("check", content)
+    assert answer.status == 422 and answer.json["problems"]
+
+
+def test_an_engine_that_is_not_here_is_said_to_be_missing(server: Served) -> None:
+    answer = server.post("studies?engine=nonsense", TASK)
+    assert answer.status == 422 and "nonsense" in answer.json["error"]
+    assert not server.jobs.orders
+
+
+def test_a_task_is_started_as_a_job(server: Served, tmp_path: Path) -> None:
+    content = b"task_name: mine   # as it was sent\n"
+    answer = server.post(
+        "studies?study=first&engine=simulator&virtual=true&seed=7&max_concurrent=2",
+        content,
+        Content_Type="application/yaml",
+    )
+    assert answer.status == 201 and answer.json["state"] == "starting"
+    assert answer.headers["location"] == "/api/v1/studies/first"
+    (order,) = server.jobs.orders
+    words = ["run", "task.yaml", "--study", "first", "--results"]
+    words += [str(tmp_path / "results"), "--engine", "simulator", "--seed", "7", "--max-concurrent", "2"]
+    assert list(order.words) == [*words, "--virtual"] and order.files == {"task.yaml": content}
+    assert server.ask("studies/first").json["state"] == "starting"
+    assert server.ask("studies").json["studies"][0]["study"] == "first"
+    again = server.post("studies?study=first", TASK)
+    assert again.status == 409 and "exists already" in again.json["error"]
+
+
+def test_a_study_without_a_name_gets_one_and_no_other_has_it(server: Served) -> None:
+    names = {server.post("studies", TASK).json["study"] for _ in range(3)}
+    assert len(names) == 3 and all(name.startswith("mine-") for name in names)
+
+
+def test_a_study_that_its_job_could_not_make_says_why(server: Served) -> None:
+    job = server.post("studies?study=lost", TASK).json["job"]
+    server.jobs.printed = "Tuning mine\nerror: a trial asks for more GPUs than any node has\n"
+    server.jobs.become(job, JobState.FAILED)
+    found = server.ask("studies/lost").json
+    assert found["state"] == "broken" and found["reason"].startswith("error: a trial asks for more")
+    assert server.ask("studies/lost/log").text == server.jobs.printed
+
+
+# --- how studies stand -----------------------------------------------------------------------------------
+
+
+def test_studies_are_listed_page_by_page(kept: Served) -> None:
+    every = kept.ask("studies").json
+    assert every["total"] == 2
+    names = [study["study"] for study in every["studies"]]
+    assert sorted(names) == ["newer", "older"]
+    assert kept.ask("studies?limit=1&offset=1").json["studies"] == every["studies"][1:]
+    assert {study["study"]: study["simulated"] for study in every["studies"]} == {
+        "newer": True,
+        "older": False,
+    }
+
+
+def test_a_study_says_what_tuning_bought(kept: Served) -> None:
+    expected = gain_sentence(summary(ResultStore(kept.root, "older").read()))
+    assert kept.ask("studies/older").json["gain"] == expected
+
+
+def test_a_study_is_followed_until_it_ends(server: Served) -> None:
+    store = make(name="going").write(server.root)
+    with store.locked(), Journal(store) as journal:
+        journal.show(StudyProgress(planned=5, running=1, finished=2, failed=0, elapsed_s=1.0))
+        stream = _events(server, "going")
+        kind, data = next(stream)
+        assert kind == "study"
+        while data["state"] != "running":  # what the journal has yet to write
+            _, data = next(stream)
+        assert data["progress"]["finished"] == 2
+        journal.show(StudyProgress(planned=5, running=0, finished=3, failed=1, elapsed_s=2.0))
+        _, data = next(stream)
+        assert (data["progress"]["finished"], data["progress"]["failed"]) == (3, 1)
+        journal.end(State.FINISHED)
+    rest = list(stream)
+    assert rest[-1] == ("end", "finished") and rest[-2][1]["state"] == "finished" and rest[-2][1]["gain"]
+
+
+def _events(server: Served, study: str) -> Iterator[tuple[str, Any]]:
+    """(kind, data) of a study's events as they arrive."""
+    import urllib.request
+
+    headers = {"Authorization": f"Bearer {server.token}"}
+    request = urllib.request.Request(f"{server.url}api/v1/studies/{study}/events", headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        fields: dict[str, str] = {}
+        for line in stream:
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            if name:
+                fields[name] = value
+            elif fields:
+                data = fields["data"]
+                yield fields["event"], json.loads(data) if fields["event"] == "study" else data
+                fields = {}
+
+
+def test_a_study_that_runs_is_cancelled_and_resumed(server: Served) -> None:
+    make(name="mine").write(server.root)
+    assert server.post("studies/mine/cancel").status == 409  # nobody runs it
+    resumed = server.post("studies/mine/resume?max_concurrent=3")
+    assert resumed.status == 202 and resumed.json["state"] == "starting"
+    (order,) = server.jobs.orders
+    assert list(order.words) == f"resume mine --results {server.root} --max-concurrent 3".split()
+    assert server.post("studies/mine/resume").status == 409  # it runs
+    assert server.post("studies/mine/cancel").status == 202
+    assert server.jobs.jobs[0].state is JobState.STOPPED
+    assert server.ask("studies/mine").json["state"] == "interrupted"
+
+
+def test_a_study_that_a_killed_driver_left_is_not_running(server: Served) -> None:
+    store = make(name="mine").write(server.root)
+    with store.locked(), Journal(store) as journal:
+        journal.show(StudyProgress(planned=5, running=1, finished=2, failed=0, elapsed_s=1.0))
+        assert server.ask("studies/mine").json["state"] in ("starting", "running")
+        written = store.read_file("progress.json")
+    assert written
+    store.write_file("progress.json", written.replace(b'"finished"', b'"running"', 1))
+    assert server.ask("studies/mine").json["state"] == "interrupted"
+
+
+def test_a_server_that_was_measured_as_it_ran_is_no_study_to_resume(server: Served) -> None:
+    made = make(name="bench")
+    made.about["kind"] = "bench"
+    made.write(server.root)
+    assert server.ask("studies/bench").json["state"] == "finished"
+    for answer in (
+        server.post("studies/bench/resume"),
+        server.ask("studies/bench/best"),
+        server.ask("studies/bench/report"),
+        server.ask("studies/bench/export"),
+    ):
+        assert answer.status == 409, answer.text
+
+
+def test_what_is_not_there_is_not_found(kept: Served) -> None:
+    for path in ("", "/events", "/log", "/trials", "/best", "/export", "/report"):
+        answer = kept.ask(f"studies/nobody{path}")
+        assert answer.status == 404 and answer.json["error"], path
+    for path in ("cancel", "resume"):
+        assert kept.post(f"studies/nobody/{path}").status in (404, 409)
+    assert kept.ask("nonsense").status == 404
+    assert kept.ask("studies/older", method="DELETE").status == 405
+
+
+# --- results ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_is_the_same_in_every_form(kept: Served, table: str) -> None:
+    expected = getattr(ResultStore(kept.root, "older").read(), table)
+    from_json = kept.ask(f"studies/older/{table}").json
+    assert list(from_json[0]) == list(expected.columns) and len(from_json) == len(expected)
+    csv = pd.read_csv(io.BytesIO(kept.ask(f"studies/older/{table}?format=csv").content))
+    parquet = pd.read_parquet(io.BytesIO(kept.ask(f"studies/older/{table}?format=parquet").content))
+    for name in expected.columns:
+        values = [None if _missing(value) else value for value in expected[name]]
+        texts = [json.dumps(value) if isinstance(value, dict) else value for value in values]
+        for value, text, one, two, three in zip(
+            values, texts, from_json, csv[name], parquet[name], strict=True
+        ):
+            if value is None:
+                assert one[name] is None and _missing(two) and _missing(three)
+            elif isinstance(value, float | int | bool | dict):
+                assert one[name] == value and three == text
+                assert two == text or two == pytest.approx(text, rel=1e-12)
+            else:
+                assert str(one[name])[:10] == str(list(value) if hasattr(value, "tolist") else value)[:10]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (not hasattr(value, "__len__") and bool(pd.isna(value)))
+
+
+def test_some_columns_are_enough(kept: Served) -> None:
+    rows = kept.ask("studies/older/trials?columns=score,trial").json
+    assert [list(row) for row in rows[:2]] == [["trial", "score"]] * 2
+    answer = kept.ask("studies/older/trials?columns=trial,nonsense")
+    assert answer.status == 422 and "nonsense" in answer.json["error"]
+    assert kept.ask("studies/older/trials?format=xlsx").status == 422
+
+
+def test_the_best_configuration_is_the_reports(kept: Served) -> None:
+    results = ResultStore(kept.root, "older").read()
+    answer = summary(results)
+    assert answer.best is not None and answer.gain is not None
+    best = kept.ask("studies/older/best").json
+    assert best["trial"] == answer.best["trial"] and best["config"] == answer.best["config"]
+    assert best["gain"]["share"] == answer.gain.share and best["launch"].startswith("python -m sglang")
+    report = kept.ask("studies/older/report")
+    assert report.headers["content-type"].startswith("text/html")
+    assert "sandbox" in report.headers["content-security-policy"]
+    assert best["gain_text"] in report.text.replace("&#x27;", "'")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_export_is_the_commands(kept: Served, form: str) -> None:
+    deployment = best_deployment(ResultStore(kept.root, "older").read())
+    assert kept.ask(f"studies/older/export?format={form}").text == FORMATS[form](deployment)
+    assert form in kept.ask("about").json["export_formats"]
+
+
+def test_an_export_in_no_form_is_refused(kept: Served) -> None:
+    answer = kept.ask("studies/older/export?format=nonsense")
+    assert answer.status == 422 and "must be one of" in answer.json["error"]
+
+
+def test_simulated_results_say_so(kept: Served) -> None:
+    assert kept.ask("studies/newer/best").json["simulated"] is True
+    assert "SIMULATED" in kept.ask("studies/newer/report").text
+    assert "SIMULATOR" in kept.ask("studies/newer/export").text
+
+
+def test_the_log_is_the_studys_or_its_jobs(server: Served, data_folder: Path) -> None:
+    make(name="mine").write(server.root)
+    assert server.ask("studies/mine/log").status == 404
+    (data_folder / "logs").mkdir(parents=True)
+    (data_folder / "logs" / "task_mine.log").write_text("".join(f"line {n}\n" for n in range(9)))
+    assert server.ask("studies/mine/log?lines=2").text == "line 7\nline 8\n"
+    server.post("studies/mine/resume")
+    assert server.ask("studies/mine/log?job=true").text == server.jobs.printed
+
+
+def test_a_broken_study_is_an_error_of_ours(server: Served) -> None:
+    make(name="torn").write(server.root)
+    (server.root / "torn" / "study.json").write_text("{")
+    for path in ("", "/trials", "/best"):
+        answer = server.ask(f"studies/torn{path}")
+        assert answer.status == 500 and "study.json" in answer.json["error"]
+
+
+def test_the_document_has_every_route_with_its_errors(kept: Served) -> None:
+    document = kept.ask("/openapi.json", token=None).json
+    for path, methods in document["paths"].items():
+        assert path.startswith("/api/v1/")
+        for route in methods.values():
+            assert route["summary"] and {"401", "422"} <= set(route["responses"])
+            assert route["security"] == [{"HTTPBearer": []}]
+            errors = [body for status, body in route["responses"].items() if status >= "400"]
+            schemas = [body["content"]["application/json"]["schema"]["$ref"] for body in errors]
+            assert set(schemas) == {"#/components/schemas/ErrorBody"}
+
+
+def test_the_example_of_the_document_is_a_task(kept: Served, tmp_path: Path) -> None:
+    document = kept.ask("/openapi.json", token=None).json
+    examples = document["paths"]["/api/v1/check"]["post"]["requestBody"]["content"]
+    make_task(examples["application/json"]["example"])
+    (tmp_path / "task.yaml").write_text(examples["application/yaml"]["example"])
+    load_task(tmp_path / "task.yaml")

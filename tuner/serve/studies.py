@@ -1,0 +1,221 @@
+"""The studies that are served: what a request asks for, as calls of the library. Knows nothing of HTTP.
+
+Results lie in one root that the server was started with; a study is looked for by its name there and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tuner.analysis import objective_of, summary
+from tuner.check import check_task
+from tuner.cli.screen import launch_text
+from tuner.errors import StudyError, TaskError, TunerError
+from tuner.report import words
+from tuner.results import ResultStore, StudyResults, data_home, new_study_name, studies
+from tuner.rig import rig
+from tuner.serve.jobs import Job, Jobs, JobState, Order
+from tuner.serve.models import BestBody, GainBody, StudiesBody, StudyBody
+from tuner.serve.views import body_of, body_of_a_job
+from tuner.standing import State, standing
+from tuner.task import Task, load_task
+
+_MOST_REMEMBERED = 500  # sentences on the gain of studies that have ended
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A task as somebody sent it: the bytes of its file, and whether that is YAML."""
+
+    content: bytes
+    yaml: bool
+
+    @property
+    def name(self) -> str:
+        """What the file is called where it is read."""
+        return "task.yaml" if self.yaml else "task.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a task is run: those of `tuner run` that make sense from afar."""
+
+    study: str | None = None
+    engine: str | None = None
+    virtual: bool = False
+    seed: int | None = None
+    max_concurrent: int | None = None
+
+    def words(self) -> list[str]:
+        """As options of `tuner run`."""
+        values = {"--engine": self.engine, "--seed": self.seed, "--max-concurrent": self.max_concurrent}
+        given = [word for name, value in values.items() if value is not None for word in (name, str(value))]
+        return [*given, "--virtual"] if self.virtual else given
+
+
+class Studies:
+    """The studies in `root`, and the jobs that run them."""
+
+    def __init__(self, root: str, jobs: Jobs) -> None:
+        self.root = root
+        self._jobs = jobs
+        self._gains: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def check(self, upload: Upload, options: Options) -> tuple[Task, list[str]]:
+        """The task, and what `tuner check` says of it; a UsageError, TaskError first, for what is wrong."""
+        with TemporaryDirectory(prefix="tuner-upload-") as folder:
+            path = Path(folder, upload.name)
+            path.write_bytes(upload.content)
+            try:
+                task = load_task(path)
+                if not options.virtual:
+                    return task, list(check_task(path, options.engine))
+            except TaskError as error:  # which names a file that only this server knows
+                raise TaskError(upload.name, list(error.problems)) from None
+        simulated = rig(task, options.engine, virtual=True)
+        return task, [f"Task        {task.task_name}, on the {simulated.engine.name} in virtual time"]
+
+    def submit(self, upload: Upload, options: Options) -> StudyBody:
+        """Starts a study of the task, which is checked first; StudyError where its name is taken."""
+        task, _ = self.check(upload, options)
+        name = options.study or self._new_name(task)
+        if ResultStore(self.root, name).exists() or self._job_of(name) is not None:
+            raise StudyError(f"study {name!r} exists already")
+        words_ = ("run", upload.name, "--study", name, "--results", self.root, *options.words())
+        job = self._jobs.start(Order(name, self.root, words_, {upload.name: upload.content}))
+        return body_of_a_job(job, task, options.virtual)
+
+    def list(self, limit: int, offset: int) -> StudiesBody:
+        """The studies, the newest first; those whose job has yet to make them stand before all others."""
+        jobs, kept = self._newest_jobs(), studies(self.root)
+        coming = [job for name, job in jobs.items() if name not in kept]
+        names = [*(job.study for job in coming), *kept]
+        page = [self._body(name, jobs.get(name)) for name in names[offset : offset + limit]]
+        return StudiesBody(studies=page, total=len(names))
+
+    def study(self, name: str) -> StudyBody:
+        """How one study stands; StudyError where there is none of that name."""
+        return self._body(name, self._job_of(name))
+
+    def cancel(self, name: str) -> StudyBody:
+        """Ends a study that runs; finished trials are kept. StudyError where no job here runs it."""
+        job = self._job_of(name)
+        if job is None or job.state.over:
+            raise StudyError(f"no job of this server runs study {name!r}")
+        self._jobs.stop(job.id)
+        return self._body(name, job)
+
+    def resume(self, name: str, max_concurrent: int | None) -> StudyBody:
+        """Goes on with a study where it was left; StudyError where it runs."""
+        job = self._job_of(name)
+        about = self.store(name).about()
+        if (job is not None and not job.state.over) or not self._body(name, job).state.ended:
+            raise StudyError(f"study {name!r} is being run")
+        if about.get("kind") == "bench":
+            raise StudyError(f"study {name!r} measured a server that ran already: there is nothing to resume")
+        at_once = () if max_concurrent is None else ("--max-concurrent", str(max_concurrent))
+        words_ = ("resume", name, "--results", self.root, *at_once)
+        return self._body(name, self._jobs.start(Order(name, self.root, words_)))
+
+    def store(self, name: str) -> ResultStore:
+        """The study's results; LookupError where none are kept."""
+        store = ResultStore(self.root, name)
+        if not store.exists():
+            raise LookupError(f"no study {name!r} is kept")
+        return store
+
+    def results(self, name: str) -> StudyResults:
+        """The study's results as read from disk; LookupError where none are kept."""
+        return self.store(name).read()
+
+    def best(self, name: str) -> BestBody:
+        """The best configuration so far; StudyError where no trial has finished."""
+        found = self.results(name)
+        answer = summary(found)
+        if found.about.get("kind") == "bench" or answer.best is None:
+            raise StudyError(f"study {name!r} has no configuration to recommend: {answer.reason}")
+        best, unit = answer.best, words.unit_of(found)
+        gain = answer.gain and GainBody(share=answer.gain.share, low=answer.gain.low, high=answer.gain.high)
+        return BestBody(
+            study=name,
+            simulated=bool(found.about.get("simulated")),
+            trial=int(best["trial"]),
+            config=dict(best["config"]),
+            headline=words.config_text(best["config"]),
+            objective=words.objective_sentence(answer, unit),
+            value=float(best["objective"]),
+            unit=str(best["objective_unit"]),
+            verdict=str(answer.verdict),
+            gain=gain,
+            gain_text=words.gain_sentence(answer),
+            slo_text=words.slo_sentence(answer),
+            launch=launch_text(found),
+        )
+
+    def log(self, name: str, *, job_output: bool, lines: int) -> str:
+        """The last lines of the study's log, or of what its job printed; LookupError without either."""
+        job = self._job_of(name)
+        path = data_home() / "logs" / f"task_{ResultStore(self.root, name).study}.log"
+        if not job_output and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+        elif job is not None:
+            text = self._jobs.output(job.id)
+        else:
+            raise LookupError(f"no log of study {name!r} lies on this machine")
+        return "".join(text.splitlines(keepends=True)[-lines:])
+
+    def _body(self, name: str, job: Job | None) -> StudyBody:
+        store = ResultStore(self.root, name)
+        if not store.exists():
+            if job is None:
+                raise LookupError(f"no study {name!r} is kept")
+            return body_of_a_job(job, None, virtual=False, reason=self._why(job))
+        body = body_of(standing(store), job)
+        if body.state is State.BROKEN and job is not None and job.state is JobState.FAILED:
+            body = body.model_copy(update={"reason": self._why(job)})
+        return body.model_copy(update={"gain": self._gain(body, store)}) if body.state.ended else body
+
+    def _why(self, job: Job) -> str:
+        """What a job that failed said last."""
+        if job.state is not JobState.FAILED:
+            return ""
+        try:
+            said = self._jobs.output(job.id).strip().splitlines()
+        except TunerError:
+            said = []
+        return said[-1] if said else job.message
+
+    def _gain(self, body: StudyBody, store: ResultStore) -> str:
+        """The sentence on the gain, worked out once for each end of a study."""
+        key = (body.study, body.updated_at)
+        if key not in self._gains:
+            try:
+                found = store.read()
+                known = found.about.get("kind") != "bench" and objective_of(found) is not None
+                self._gains[key] = words.gain_sentence(summary(found)) if known and len(found.trials) else ""
+            except TunerError as error:
+                self._gains[key] = str(error)
+            while len(self._gains) > _MOST_REMEMBERED:
+                self._gains.popitem(last=False)
+        return self._gains[key]
+
+    def _newest_jobs(self) -> dict[str, Job]:
+        newest: dict[str, Job] = {}
+        for job in self._jobs.known(self.root):
+            newest.setdefault(job.study, job)
+        return newest
+
+    def _job_of(self, name: str) -> Job | None:
+        return self._newest_jobs().get(name)
+
+    def _new_name(self, task: Task) -> str:
+        """As `tuner run` names a study; with a number where that is taken."""
+        first = name = new_study_name(task.task_name)
+        number = 2
+        while ResultStore(self.root, name).exists() or self._job_of(name) is not None:
+            name, number = f"{first}-{number}", number + 1
+        return name

@@ -1,0 +1,113 @@
+"""How a study stands, as the API says it: from its results' standing and from its job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from tuner.live import trial_text
+from tuner.objective import OBJECTIVES
+from tuner.progress import StudyProgress
+from tuner.serve.jobs import Job, JobState
+from tuner.serve.models import PlaceBody, ProgressBody, StudyBody, TrialBody
+from tuner.standing import Standing, State
+from tuner.task import Task
+
+_LEAVES_IT = {JobState.SUCCEEDED: State.FINISHED, JobState.STOPPED: State.INTERRUPTED}
+
+
+def body_of(stands: Standing, job: Job | None) -> StudyBody:
+    """A study whose results are there. Its job, where this server knows one, knows better whether it runs."""
+    about = stands.about
+    task: Mapping[str, Any] = about["task"]
+    updated_s = stands.updated_at.timestamp() if stands.updated_at else 0.0
+    objective = _objective(task.get("optimization", {}).get("objective"))
+    return StudyBody(
+        study=stands.study,
+        reason=stands.error,
+        kept=True,
+        state=_state(stands.state, updated_s, job),
+        simulated=bool(about.get("simulated")),
+        engine=str(about.get("engine", "")),
+        model=str(task.get("model", {}).get("id_or_path", "")),
+        objective=objective,
+        maximise=_maximise(objective),
+        started_at=str(about.get("started_at", "")),
+        updated_at=_iso(updated_s) if updated_s else str(about.get("started_at", "")),
+        progress=progress_body(stands.progress) if stands.progress else None,
+        job=job.id if job else None,
+    )
+
+
+def body_of_a_job(job: Job, task: Task | None, virtual: bool, reason: str = "") -> StudyBody:
+    """A study that its job has yet to make, or could not make."""
+    began = _iso(job.started_s or datetime.now(UTC).timestamp())
+    return StudyBody(
+        study=job.study,
+        state=State.BROKEN if job.state.over else State.STARTING,
+        reason=reason,
+        kept=False,
+        simulated=virtual or (task is not None and task.base_runtime == "simulator"),
+        engine=str(task.base_runtime) if task else "",
+        model=task.model.id_or_path if task else "",
+        objective=task.objective.name if task else "",
+        maximise=bool(task and task.objective.maximise),
+        started_at=began,
+        updated_at=began,
+        job=job.id,
+    )
+
+
+def progress_body(progress: StudyProgress) -> ProgressBody:
+    """How far a study is."""
+    return ProgressBody(
+        planned=progress.planned,
+        running=progress.running,
+        waiting=progress.waiting,
+        finished=progress.finished,
+        failed=progress.failed,
+        elapsed_s=progress.elapsed_s,
+        remaining_s=progress.remaining_s,
+        best=_trial(progress.best) if progress.best else None,
+        places=[
+            PlaceBody(trial=each.trial, node=each.node, gpu_ids=list(each.gpu_ids))
+            for each in progress.places
+        ],
+        trouble=progress.trouble,
+    )
+
+
+def _trial(row: Mapping[str, Any]) -> TrialBody:
+    return TrialBody(
+        trial=row["trial"],
+        config=json.loads(row["config"]),
+        objective=row["objective"],
+        unit=row["objective_unit"],
+        slo_met=row["slo_met"],
+        text=trial_text(dict(row)),
+    )
+
+
+def _state(found: State, updated_s: float, job: Job | None) -> State:
+    """What the study's files say, which are behind where its job has just begun, or was killed."""
+    if job is None:
+        return found
+    if job.state.over:
+        return found if found.ended else _LEAVES_IT.get(job.state, State.BROKEN)
+    begun_since = not job.started_s or updated_s < job.started_s
+    return State.STARTING if found.ended and begun_since else found
+
+
+def _objective(named: Any) -> str:
+    return " + ".join(map(str, named)) if isinstance(named, list) else str(named or "minimize_latency")
+
+
+def _maximise(objective: str) -> bool:
+    known = OBJECTIVES.get(objective.partition(" + ")[0])
+    return bool(known and known.maximise)
+
+
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat()
