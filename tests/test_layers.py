@@ -23,7 +23,7 @@ LAYERS = {
     "plan stopping progress analysis",
     "adapters": "engines load results report export",
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
-    "bench check",
+    "bench check verify",
     "ray": "search sharing cluster trial recorder study",
     "surfaces": "cli live jobs",
 }
@@ -185,7 +185,8 @@ def test_every_engine_in_the_table_is_there() -> None:
         ("tuner", "ray pandas numpy pydantic pyarrow"),
         ("tuner.engines.simulator.launch", "ray pandas pydantic pyarrow"),
         (
-            "tuner.evaluate, tuner.rows, tuner.bench, tuner.check, tuner.export, tuner.report, tuner.live",
+            "tuner.evaluate, tuner.rows, tuner.bench, tuner.verify, tuner.check, tuner.export, tuner.report, "
+            "tuner.live",
             "ray optuna hyperopt",
         ),
     ],

@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from tuner.cli import foreseeing, machine, measuring, reading, tuning
+from tuner.cli import foreseeing, machine, measuring, reading, tuning, verifying
 from tuner.cli.options import examples
 from tuner.errors import TunerError
 
@@ -35,6 +35,7 @@ for _command in (
     measuring.bench,
     reading.report,
     reading.export,
+    verifying.verify,
     reading.list_studies,
     machine.list_engines,
     machine.schema,

@@ -38,12 +38,16 @@ def examples(text: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in text.splitlines())
 
 
-def store_of(study: str | None, results: str | None) -> ResultStore:
-    """The study of that name in `results`, or the newest there; StudyError where there is none."""
+def store_of(study: str | None, results: str | None, *, benches: bool = False) -> ResultStore:
+    """The study of that name in `results`, or the newest there; StudyError where there is none.
+
+    What `bench` and `verify` measured counts as one only where `benches` are asked for.
+    """
     root = results or default_root()
-    if study is None:
-        kept = studies(root)
-        if not kept:
-            raise StudyError(f"no study is kept in {root}; `tuner run TASK` makes one")
-        study = kept[0]
-    return ResultStore(root, study)
+    if study is not None:
+        return ResultStore(root, study)
+    for name in studies(root):
+        store = ResultStore(root, name)
+        if benches or store.about().get("kind") != "bench":
+            return store
+    raise StudyError(f"no study is kept in {root}; `tuner run TASK` makes one")

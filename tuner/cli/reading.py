@@ -29,7 +29,7 @@ FORMATS = (
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write the page here as well.")
 def report(study: str | None, results: str | None, html_path: Path | None) -> None:
     """Reports on STUDY (default: the newest), here and as one self-contained HTML file."""
-    store = store_of(study, results)
+    store = store_of(study, results, benches=True)
     found = store.read()
     if found.about.get("kind") == "bench":
         show_bench(console_for(), found)

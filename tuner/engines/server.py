@@ -118,6 +118,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def on_loopback(arguments: Sequence[str], port: int) -> list[str]:
+    """`arguments` of a server with loopback for their `--host` and `port` for their `--port`."""
+    found = list(arguments)
+    for flag, value in (("--host", HOST), ("--port", str(port))):
+        if flag not in found[:-1]:
+            raise TrialFailed(
+                Failure(Stage.CHECK, Cause.INVALID_FLAGS, f"the command has no {flag} to change")
+            )
+        found[found.index(flag) + 1] = value
+    return found
+
+
 def diagnose(stage: Stage, code: int | None, log: str, signs: Sequence[Sign]) -> Failure:
     """The failure that exit code and log tell; CRASH, with the last exception, where no sign is found.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tuner.export.commands import docker, shell
 from tuner.export.compose import compose
-from tuner.export.deployment import Deployment, best_deployment, deployment_of
+from tuner.export.deployment import IMAGES, Deployment, best_deployment, deployment_of
 from tuner.export.flags import flags_json, flags_yaml
 from tuner.export.kubernetes import kubernetes
 from tuner.export.ome import ome
@@ -30,6 +30,7 @@ FORMATS: dict[str, Callable[[Deployment], str]] = {
 
 __all__ = [
     "FORMATS",
+    "IMAGES",
     "Deployment",
     "best_deployment",
     "compose",
