@@ -23,7 +23,7 @@ LAYERS = {
     "plan stopping progress analysis",
     "adapters": "engines load results report export",
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
-    "bench check verify",
+    "bench check verify publish",
     "ray": "search sharing cluster trial recorder study",
     "surfaces": "cli live jobs",
 }
@@ -38,7 +38,8 @@ STRANGERS = [("engines", "load"), ("load", "engines")]  # in one layer, and neve
 
 HOMES = {
     "ray": {"search", "sharing", "cluster", "trial", "recorder", "study"},
-    "optuna": {"search"},
+    "optuna": {"search", "publish"},
+    "mlflow": {"publish"},
     "pyarrow": {"results"},
     "json5": {"task"},
     "pydantic": {"task"},

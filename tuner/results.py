@@ -326,6 +326,19 @@ class ResultStore:
                     with suppress(OSError):
                         path.parent.rmdir()
 
+    def in_use(self) -> bool:
+        """Whether a driver is in the study; True as well where that cannot be told."""
+        if not isinstance(self._fs, pa.fs.LocalFileSystem):
+            return True
+        try:
+            with Path(self._folder, ".lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def write_trial(
         self, trial: dict[str, Any], steps: list[dict[str, Any]], requests: list[dict[str, Any]]
     ) -> None:

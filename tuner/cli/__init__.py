@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from tuner.cli import foreseeing, machine, measuring, reading, tuning, verifying
+from tuner.cli import foreseeing, machine, measuring, publishing, reading, tuning, verifying
 from tuner.cli.options import examples
 from tuner.errors import TunerError
 
@@ -36,6 +36,7 @@ for _command in (
     reading.report,
     reading.export,
     verifying.verify,
+    publishing.publish,
     reading.list_studies,
     machine.list_engines,
     machine.schema,
