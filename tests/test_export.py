@@ -185,7 +185,7 @@ def test_where_the_figures_come_from() -> None:
     first, gain, promises, measured = found.origin.splitlines()
     assert first.startswith(f"Study llama-tune, trial {best['trial']}, its best: mean end-to-end latency")
     assert "than the engine's defaults" in gain and promises == "SLOs: all kept"
-    assert measured == f"Measured with sglang 0.5.2, {best['gpus']} × GPU"
+    assert measured == f"Measured with sglang 0.5.2, {best['gpus']} GPU{'s' * (best['gpus'] > 1)}"
     assert found.comments.count("\n") == 4 and not found.note
 
 

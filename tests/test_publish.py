@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 import subprocess
 import sys
+import time
+import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,9 @@ from tuner.analysis import summary
 from tuner.cli import main
 from tuner.errors import ResultsError, StudyError
 from tuner.objective import SloTerm
+from tuner.progress import StudyProgress
 from tuner.publish import follow, publish
+from tuner.publish.alongside import Alongside
 from tuner.publish.optuna import distribution
 from tuner.space import Categorical, Domain, Float, Integer
 
@@ -143,7 +150,12 @@ DOMAINS = st.one_of(
     ),
     st.builds(
         lambda low, width, step, log: Float(low, low + width, None if log else step, log),
-        *[st.floats(0.1, 2), st.floats(0.1, 3), st.sampled_from([None, 0.05, 0.1]), st.booleans()],
+        *[
+            st.integers(100, 2000).map(lambda n: n / 1000),
+            st.integers(100, 3000).map(lambda n: n / 1000),
+            st.sampled_from([None, 0.05, 0.1]),
+            st.booleans(),
+        ],
     ),
 )
 
@@ -152,8 +164,11 @@ DOMAINS = st.one_of(
 @settings(max_examples=200)
 def test_every_value_of_a_parameter_is_one_to_optuna(domain: Domain, share: float) -> None:
     value = domain.draw(share)
-    found = distribution(domain)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = distribution(domain)
     assert found._contains(found.to_internal_repr(value))
+    assert not warned  # that the range was cut
 
 
 # --- the command and following -------------------------------------------------------------------------
@@ -198,6 +213,64 @@ def test_a_study_that_runs_is_followed_to_its_end(tmp_path: Path) -> None:
     assert not store.in_use()
     assert [each.added for [each] in follow(store, {"optuna": url(tmp_path)}, lambda: True)] == [1]
     assert len(loaded(tmp_path).trials) == len(GRID)
+
+
+def progress(trial: dict[str, Any]) -> StudyProgress:
+    return StudyProgress(planned=9, running=1, finished=1, failed=0, elapsed_s=1.0, last=trial)
+
+
+def test_a_study_that_runs_here_is_published_after_each_trial_and_at_the_end(tmp_path: Path) -> None:
+    whole = studies.make(GRID, requests=2, fails=studies.never_fails)
+    store = studies.Made(whole.about, whole.trials[:3], whole.steps, whole.requests).write(tmp_path)
+    told: list[str] = []
+    with Alongside(str(tmp_path), {"optuna": url(tmp_path)}, told.append) as publishing:
+        publishing.saw(progress(whole.trials[2]))
+        deadline = time.monotonic() + 60
+        while _count(tmp_path) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for row in whole.trials[3:]:
+            store.write_trial(row, [], [])
+    assert _count(tmp_path) == len(GRID) and told == []
+
+
+def _count(folder: Path) -> int:
+    """Trials in the storage; 0 while it is being made. Not by Optuna, which would make it as well."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder}/optuna.db?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT COUNT(*) FROM trials").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_what_cannot_be_published_stops_nothing_and_is_told_once(tmp_path: Path) -> None:
+    whole = studies.make(GRID[:3], requests=2)
+    whole.write(tmp_path)
+    told: list[str] = []
+    with Alongside(str(tmp_path), {"optuna": "sqlite:////no/such/folder/x.db"}, told.append) as publishing:
+        for row in whole.trials:
+            publishing.saw(progress(row))
+            time.sleep(0.2)
+    assert len(told) == 1 and told[0].startswith("not published: cannot write to sqlite:")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_is_published_while_it_runs(tmp_path: Path) -> None:
+    task = {
+        "parameters": {"tp-size": [1, 2], "chunked-prefill-size": [2048, 4096]},
+        "optimization": {"strategy": "grid_search", "confirm": 0},
+        "benchmark": {"max_requests_per_iteration": 5},
+    }
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    command = ["-m", "tuner.cli", "run", str(tmp_path / "task.json"), "--virtual", "--study", "llama-tune"]
+    command += ["--results", str(tmp_path), "--optuna", url(tmp_path)]
+    env = {**os.environ, "RAY_ADDRESS": ""}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, check=False, env=env, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([t for t in loaded(tmp_path).trials if t.user_attrs["kind"] == "search"]) == 4
 
 
 def test_without_mlflow_it_says_what_to_install(tmp_path: Path) -> None:

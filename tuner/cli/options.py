@@ -28,6 +28,12 @@ study_argument = click.argument("study", required=False)
 num_gpus_option = click.option(
     "--num-gpus", type=click.IntRange(min=1), help="GPUs, real or logical, of a local Ray cluster."
 )
+optuna_option = click.option(
+    "--optuna", metavar="URL", envvar="TUNER_OPTUNA", help="An Optuna storage [or: $TUNER_OPTUNA]."
+)
+mlflow_option = click.option(
+    "--mlflow", metavar="URI", envvar="TUNER_MLFLOW", help="An MLflow server [or: $TUNER_MLFLOW]."
+)
 at_once_option = click.option(
     "--max-concurrent", type=click.IntRange(min=1), help="Trials at once [default: all that fit]."
 )
@@ -36,6 +42,11 @@ at_once_option = click.option(
 def examples(text: str) -> str:
     """Command lines, one on each line of `text`, as the end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def published_to(optuna: str | None, mlflow: str | None) -> dict[str, str]:
+    """Where a study is to be published, by tool."""
+    return {tool: place for tool, place in (("optuna", optuna), ("mlflow", mlflow)) if place}
 
 
 def store_of(study: str | None, results: str | None, *, benches: bool = False) -> ResultStore:

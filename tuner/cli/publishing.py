@@ -6,7 +6,15 @@ import time
 
 import click
 
-from tuner.cli.options import examples, results_option, store_of, study_argument
+from tuner.cli.options import (
+    examples,
+    mlflow_option,
+    optuna_option,
+    published_to,
+    results_option,
+    store_of,
+    study_argument,
+)
 from tuner.errors import UsageError
 
 LOOKS_EVERY_S = 5.0
@@ -21,8 +29,8 @@ LOOKS_EVERY_S = 5.0
 )
 @study_argument
 @results_option
-@click.option("--optuna", metavar="URL", envvar="TUNER_OPTUNA", help="An Optuna storage [or: $TUNER_OPTUNA].")
-@click.option("--mlflow", metavar="URI", envvar="TUNER_MLFLOW", help="An MLflow server [or: $TUNER_MLFLOW].")
+@optuna_option
+@mlflow_option
 @click.option("--follow", is_flag=True, help="Go on until the study that runs has ended.")
 def publish(
     study: str | None, results: str | None, optuna: str | None, mlflow: str | None, follow: bool
@@ -34,7 +42,7 @@ def publish(
     from tuner.publish import follow as following
     from tuner.publish import publish as once
 
-    targets = {tool: place for tool, place in (("optuna", optuna), ("mlflow", mlflow)) if place}
+    targets = published_to(optuna, mlflow)
     if not targets:
         raise UsageError("give --optuna URL, --mlflow URI or both")
     store = store_of(study, results)

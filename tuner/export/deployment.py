@@ -96,7 +96,9 @@ def deployment_of(results: StudyResults, number: int | None = None) -> Deploymen
     if about.get("kind") == "bench":
         raise StudyError(f"{about['study']} measured a server that ran already: nothing to launch")
     answer = summary(results)
-    trial = _trial(results, number) if number is not None else answer.best
+    best = answer.best  # its figures are those of its repeats
+    is_best = number is None or (best is not None and best["trial"] == number)
+    trial = best if is_best else _trial(results, number)
     if trial is None:
         raise StudyError(
             f"study {about['study']} has no configuration to recommend: none finished within its SLOs"
@@ -125,7 +127,7 @@ def deployment_of(results: StudyResults, number: int | None = None) -> Deploymen
     )
 
 
-def _trial(results: StudyResults, number: int) -> Trial:
+def _trial(results: StudyResults, number: int | None) -> Trial:
     found: list[dict[str, Any]] = [row for row in rows(results.trials) if row["trial"] == number]
     if not found:
         raise StudyError(f"study {results.about['study']} has no trial {number}")
@@ -164,23 +166,18 @@ def _origin(results: StudyResults, answer: Summary, trial: Trial) -> str:
     unit, objective, best = unit_of(results), answer.objective, answer.best
     value, is_best = trial["objective"], best is not None and best["trial"] == trial["trial"]
     figure = unit.amount(float(value)) if is_number(value) and math.isfinite(value) else "not measured"
-    gain = gain_sentence(answer) if is_best else _gain_of(trial, answer)
+    gain = gain_sentence(answer) if is_best else gain_text(trial, answer)
     hardware = [_gpus_text(trial)] if trial["gpus"] > 0 else []
     version = trial["engine_version"]
     engine = engine_text(str(trial["engine"]), version if isinstance(version, str) else None)
     lines = [
         f"Study {results.about['study']}, trial {trial['trial']}{', its best' if is_best else ''}: "
         f"{objective.meaning} {figure}",
-        gain,
+        f"Gain: {gain}",
         f"SLOs: {promises_text(trial)}" if trial["slo_worst"] and _judged(trial) else "",
         ", ".join([f"Measured with {engine}", *hardware]),
     ]
     return "\n".join(line for line in lines if line)
-
-
-def _gain_of(trial: Trial, answer: Summary) -> str:
-    gain = gain_text(trial, answer)
-    return f"Gain over the engine's defaults: {gain}" if gain else ""
 
 
 def _judged(trial: Trial) -> bool:
@@ -188,8 +185,8 @@ def _judged(trial: Trial) -> bool:
 
 
 def _gpus_text(trial: Trial) -> str:
-    model = trial["gpu_model"]
-    return f"{int(trial['gpus'])} × {model if isinstance(model, str) else 'GPU'}"
+    count, model = int(trial["gpus"]), trial["gpu_model"]
+    return f"{count} × {model}" if isinstance(model, str) else f"{count} GPU{'s' * (count > 1)}"
 
 
 def source_of(name: str, value: str) -> str | None:

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import optuna
@@ -149,7 +150,8 @@ def distribution(domain: Domain) -> BaseDistribution:
     if isinstance(domain, Float):
         if domain.log or domain.step is None:
             return FloatDistribution(domain.low, domain.high, log=domain.log)
-        return FloatDistribution(domain.low, domain.snap(domain.high), step=domain.step)
+        width = domain.steps * Decimal(str(domain.step))  # as Optuna divides the range
+        return FloatDistribution(domain.low, float(Decimal(str(domain.low)) + width), step=domain.step)
     values = domain.values()
     assert values is not None  # what is no range is a list
     return CategoricalDistribution(values)
