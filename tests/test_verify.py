@@ -143,6 +143,17 @@ def test_what_does_not_start_ends_with_exit_code_4(
     assert found["command"] == argv
 
 
+@pytest.mark.parametrize("more", [["--host", "0.0.0.0"], ["--host=::"], ["--ho", "0.0.0.0"], ["--por=1"]])
+def test_a_command_that_would_listen_elsewhere_is_not_started(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = make_engine(make_task(data()))
+    promising(tmp_path, 60.0, command=json.dumps([*engine.launch_command({}), *more]))
+    assert told("verify", "--results", str(tmp_path), "--json") == 4
+    found = json.loads(capsys.readouterr().out)
+    assert "once, so that it can be another" in found["failure_detail"]
+
+
 def test_what_cannot_be_verified_starts_nothing(tmp_path: Path) -> None:
     studies.make(requests=2).write(tmp_path)  # of SGLang, which is not here
     assert told("verify", "--results", str(tmp_path)) == 2
