@@ -119,7 +119,8 @@ def test_a_docker_command_gives_the_container_its_gpus() -> None:
 def test_a_local_model_is_mounted_in_place_of_the_hubs_cache() -> None:
     found = words(docker(deployment(model="/models/my llama.gguf")))
     assert found[found.index("-v") + 1] == "/models/my llama.gguf:/models/my llama.gguf:ro"
-    assert "HF_HOME=/huggingface" not in found
+    assert "HF_HOME=/huggingface" not in found and "HF_TOKEN" not in found
+    assert {"HF_HOME=/huggingface", "HF_TOKEN"} <= set(words(docker(deployment())))  # if the caller has one
 
 
 def test_an_engine_of_the_cpu_asks_for_no_gpu() -> None:

@@ -443,6 +443,14 @@ def test_what_ray_serve_llm_cannot_run_is_refused() -> None:
         ray_serve(deployment(engine="llamacpp"))
     with pytest.raises(StudyError, match="data parallelism"):
         ray_serve(deployment(engine="vllm", flags={"data-parallel-size": 2}))
+    within = {"tp-size": 4, "data-parallel-size": 4, "enable-dp-attention": True}
+    assert config_of(ray_serve(deployment(flags=within)))["engine_kwargs"]["dp_size"] == 4
+
+
+@pytest.mark.parametrize(("kind", "spelt"), [("h100", "H100"), ("a100-80g", "A100-80G"), ("L40S", "L40S")])
+def test_ray_knows_the_kind_of_gpu(kind: str, spelt: str) -> None:
+    made = deployment(engine="vllm", accelerator=kind)
+    assert config_of(ray_serve(made))["accelerator_type"] == spelt
 
 
 def test_log_stats_and_engine_metrics_exclude_each_other() -> None:

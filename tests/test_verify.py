@@ -169,6 +169,11 @@ def test_an_engine_that_starts_no_exported_command_is_named(monkeypatch: pytest.
         candidate(made.results())
 
 
+def test_a_trial_that_was_stopped_promises_nothing() -> None:
+    with pytest.raises(StudyError, match="trial 3 promises nothing"):
+        candidate(studies.make(requests=2, stopped=[3], fails=studies.never_fails).results(), 3)
+
+
 def test_a_bench_promises_nothing() -> None:
     made = studies.make(requests=2)
     made.about["kind"] = "bench"

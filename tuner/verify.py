@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from tuner.analysis import summary
+from tuner.analysis import Status, status, summary
 from tuner.analysis.answer import CONFIDENCE, STARTS_DIFFER
 from tuner.analysis.confirmation import EQUAL, one_more
 from tuner.analysis.trials import Trial, is_true, objectives_of, rows
@@ -211,8 +211,8 @@ def candidate(results: StudyResults, number: int | None = None) -> Candidate:
         promise = best
     else:
         promise = next(row for row in rows(results.trials) if row["trial"] == number)
-    if not pd.notna(promise["objective"]):
-        raise StudyError(f"trial {promise['trial']} promises nothing: it was not measured")
+    if status(promise) is Status.STOPPED or not pd.notna(promise["objective"]):
+        raise StudyError(f"trial {promise['trial']} promises nothing: it was not measured to its end")
     task = make_task(about["task"], f"{about['study']}/study.json")
     engine = make_engine(task, about.get("engine"))
     if not isinstance(engine, StartsExported):

@@ -41,7 +41,8 @@ def docker(deployment: Deployment) -> str:
 def _docker_model(deployment: Deployment) -> list[str]:
     if folder := deployment.folder:
         return ["-v", shlex.quote(f"{folder}:{folder}:ro")]
-    return ["-v", '"$HOME/.cache/huggingface:/huggingface"', "-e", "HF_HOME=/huggingface"]
+    token = [] if "HF_TOKEN" in deployment.env else ["-e", "HF_TOKEN"]  # if the caller has one
+    return ["-v", '"$HOME/.cache/huggingface:/huggingface"', "-e", "HF_HOME=/huggingface", *token]
 
 
 def _folded(words: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ the fields that the engine's parser puts them into.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ _FIELDS = {  # of SGLang's ServerArgs, which other spellings of a flag end in
     "pipeline_parallel_size": "pp_size",
     "data_parallel_size": "dp_size",
 }
+_NVIDIA = re.compile(r"[A-Za-z]{1,2}\d+[A-Za-z]?(-\d+[Gg])?")
 _EARLY = (
     "# Ray's own words on SGLang: in early development, https://github.com/ray-project/ray/issues/61114.\n"
 )
@@ -40,7 +42,7 @@ def ray_serve(deployment: Deployment) -> str:
         kwargs, engine = {name: _parsed(value) for name, value in kwargs.items()}, {"llm_engine": "vLLM"}
     else:
         raise StudyError(f"Ray Serve LLM runs vllm and sglang, not {deployment.engine}")
-    if _replicas(kwargs) > 1:
+    if _replicas(kwargs) > 1 and not kwargs.get("enable_dp_attention"):  # which lies within tp_size
         raise StudyError(
             "Ray Serve LLM's app gives a deployment no data parallelism within it: "
             "let it have replicas, or launch the engine in another way"
@@ -54,7 +56,7 @@ def ray_serve(deployment: Deployment) -> str:
         },
         **engine,
         "engine_kwargs": kwargs,
-        **({"accelerator_type": deployment.accelerator} if deployment.accelerator else {}),
+        **({"accelerator_type": _kind(deployment.accelerator)} if deployment.accelerator else {}),
         "deployment_config": {"num_replicas": 1},
         **({"log_engine_metrics": False} if kwargs.get("disable_log_stats") else {}),
         **({"runtime_env": {"env_vars": env}} if env else {}),
@@ -69,6 +71,11 @@ def ray_serve(deployment: Deployment) -> str:
     comments += _EARLY if deployment.engine == "sglang" else ""
     comments += _SECRETS.format(", ".join(secrets)) if secrets else ""
     return documents({"applications": [quoted(application)]}, comments=comments)
+
+
+def _kind(accelerator: str) -> str:
+    """As Ray spells it: a task may say `h100`."""
+    return accelerator.upper() if _NVIDIA.fullmatch(accelerator) else accelerator
 
 
 def _kwargs(flags: Mapping[str, Any]) -> dict[str, Any]:
