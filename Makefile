@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SGLANG_ENV ?= .venv-sglang
 S3_ENV ?= .venv-s3
+PUBLISH_ENV ?= .venv-publish
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
 
 .PHONY: help demo browser test test-sglang fast lint schema lock clean
@@ -14,8 +15,9 @@ help:  ## this list
 demo: $(VENV)/.installed  ## the main job: a study on the embedded simulator, about two minutes
 	@$(BIN)/tuner run configs/quickstart.json --num-gpus 8
 
-test: $(VENV)/.installed-dev $(S3_ENV)/.installed  ## every test that this machine can run
-	@MOTO_SERVER="$(abspath $(S3_ENV))/bin/moto_server" $(BIN)/python -m pytest
+test: $(VENV)/.installed-dev $(S3_ENV)/.installed $(PUBLISH_ENV)/.installed  ## every test that this machine can run
+	@MOTO_SERVER="$(abspath $(S3_ENV))/bin/moto_server" PUBLISH_PACKAGES="$(abspath $(PUBLISH_ENV))" \
+		$(BIN)/python -m pytest
 
 # torch's CPU build and no other: the plain name may bring gigabytes of CUDA.
 test-sglang: $(VENV)/.installed-dev $(SGLANG_ENV)/.installed  ## the sglang adapter on a real SGLang without a GPU
@@ -66,6 +68,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 $(S3_ENV)/.installed: tests/s3/requirements.txt
 	@$(PYTHON) -m venv $(S3_ENV)
 	@$(S3_ENV)/bin/python -m pip --disable-pip-version-check --no-input install -qq -r tests/s3/requirements.txt
+	@touch $@
+
+# Tools that studies are published to, beside the packages that they share with us (70 MB).
+$(PUBLISH_ENV)/.installed: $(VENV)/.installed-dev tests/publish/requirements.txt
+	@$(PIP) --no-deps --upgrade --target $(PUBLISH_ENV) -r tests/publish/requirements.txt
 	@touch $@
 
 $(SGLANG_ENV)/.installed: $(wildcard tests/sglang/*.txt)

@@ -24,6 +24,7 @@ _OPT_IN = {
     "SGLANG_PYTHON": "sglang",
     "GENAI_BENCH": "genai_bench",
     "MOTO_SERVER": "s3",
+    "PUBLISH_PACKAGES": "publish",
 }
 collect_ignore = [folder for variable, folder in _OPT_IN.items() if not os.environ.get(variable)]
 

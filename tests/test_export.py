@@ -9,60 +9,20 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import studies
+from deployments import ARGV, HOSTILE, SECRETS, TEXT, deployment
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
 
 from tuner.analysis import summary
+from tuner.cli import main, reading
 from tuner.errors import StudyError
-from tuner.export import FORMATS, Deployment, best_deployment, docker, flags_json, kubernetes, shell
+from tuner.export import FORMATS, best_deployment, deployment_of, docker, shell
 from tuner.failures import Cause
-
-ARGV = ["python", "-m", "sglang.launch_server", "--model-path", "m", "--tp-size", "2", "--enable-metrics"]
-SECRETS = {
-    "HF_TOKEN": "hf_s3cret",
-    "OPENAI_API_KEY": "sk-s3cret",
-    "db_password": "s3cret",
-    "MY_SECRET": "s3cret",
-}
-HOSTILE = [
-    "a b",
-    "$HOME",
-    "`id`",
-    "$(id)",
-    "'",
-    '"',
-    "; rm -rf /",
-    "&& x",
-    "a\\b",
-    "*",
-    "#x",
-    "é",
-    "-",
-    "",
-    "a: b",
-    "- c",
-    "{x}",
-    "~",
-    "!!int 3",
-    "true",
-    "null",
-    "1",
-]
-
-
-def deployment(**values: Any) -> Deployment:
-    usual: dict[str, Any] = {
-        **{"argv": ARGV, "flags": {"tp-size": 2, "enable-metrics": True}, "gpus": 2},
-        **{"name": "my-study", "image": "lmsysorg/sglang:v0.5.2"},
-    }
-    return Deployment(**{**usual, **values})
+from tuner.objective import SloTerm
 
 
 def words(command: str) -> list[str]:
@@ -70,34 +30,14 @@ def words(command: str) -> list[str]:
     return shlex.split(re.sub(r" \\\n  (?=--)", " ", command), comments=True)
 
 
-def manifest(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
-
-
-def container(text: str) -> Any:
-    [only] = manifest(text)["spec"]["template"]["spec"]["containers"]
-    return only
-
-
-def expanded(text: str, variables: Mapping[str, str]) -> str:
-    """`text` of a container's command or environment as the kubelet gives it on (its `expansion.Expand`)."""
-
-    def one(match: re.Match[str]) -> str:
-        return "$" if match[0] == "$$" else variables.get(match[1], match[0])
-
-    return re.sub(r"\$\$|\$\(([^)]*)\)", one, text)
-
-
 # --- shell ---------------------------------------------------------------------------------------------
 
 
 def test_a_shell_command_a_flag_to_a_line() -> None:
     assert shell(deployment(env={"A": "1"})) == (
-        "A=1 python -m sglang.launch_server \\\n  --model-path m --tp-size 2 \\\n  --enable-metrics\n"
+        "A=1 python -m sglang.launch_server \\\n  --model-path m --served-model-name m \\\n"
+        "  --port 30000 --tp-size 2 \\\n  --enable-metrics\n"
     )
-
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 
 
 @example(["?0", "\x85", "a \U00010000\x1f" * 9])
@@ -107,9 +47,6 @@ def test_any_argv_comes_back_from_the_shell_command(rest: list[str]) -> None:
     assert words(shell(deployment(argv=argv))) == argv
     found = words(docker(deployment(argv=argv)))
     assert [found[found.index("--entrypoint") + 1], *found[len(found) - len(argv) + 1 :]] == argv
-    env = {"id": "HIDDEN"}
-    command = container(kubernetes(deployment(argv=argv, env=env)))["command"]
-    assert [expanded(word, env) for word in command] == argv
 
 
 @settings(max_examples=10)
@@ -182,7 +119,8 @@ def test_a_docker_command_gives_the_container_its_gpus() -> None:
 def test_a_local_model_is_mounted_in_place_of_the_hubs_cache() -> None:
     found = words(docker(deployment(model="/models/my llama.gguf")))
     assert found[found.index("-v") + 1] == "/models/my llama.gguf:/models/my llama.gguf:ro"
-    assert "HF_HOME=/huggingface" not in found
+    assert "HF_HOME=/huggingface" not in found and "HF_TOKEN" not in found
+    assert {"HF_HOME=/huggingface", "HF_TOKEN"} <= set(words(docker(deployment())))  # if the caller has one
 
 
 def test_an_engine_of_the_cpu_asks_for_no_gpu() -> None:
@@ -191,84 +129,7 @@ def test_an_engine_of_the_cpu_asks_for_no_gpu() -> None:
     found = words(docker(on_cpu))
     assert "--gpus" not in found
     assert found[found.index("--entrypoint") + 1] == "/app/llama-server"
-    assert "resources" not in container(kubernetes(on_cpu))
-    assert container(kubernetes(on_cpu))["command"] == ["/app/llama-server", *argv[1:]]
     assert shell(on_cpu).startswith("llama-server")
-
-
-# --- Kubernetes ----------------------------------------------------------------------------------------
-
-
-def test_a_kubernetes_deployment() -> None:
-    text = kubernetes(deployment(namespace="autotuner", env={"A": "1", "HF_TOKEN": "hf_s3cret"}))
-    found = manifest(text)
-    assert (found["apiVersion"], found["kind"]) == ("apps/v1", "Deployment")
-    assert found["metadata"] == {"name": "my-study", "namespace": "autotuner", "labels": {"app": "my-study"}}
-    spec = found["spec"]
-    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] == {"app": "my-study"}
-    assert container(text)["resources"] == {"limits": {"nvidia.com/gpu": 2}}
-    assert container(text)["image"] == "lmsysorg/sglang:v0.5.2"
-    assert container(text)["ports"] == [{"containerPort": 30000}]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container(text)[probe]["httpGet"] == {"path": "/health", "port": 30000}
-        assert container(text)[probe]["periodSeconds"] > 0
-    assert container(text)["env"] == [
-        {"name": "A", "value": "1"},
-        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "my-study", "key": "HF_TOKEN"}}},
-    ]
-    assert "*id" not in text and "&id" not in text
-
-
-def test_what_a_kubernetes_deployment_mounts() -> None:
-    hub, local = (kubernetes(deployment(model=model)) for model in ("org/model", "/models/m"))
-    memory = {"name": "shm", "mountPath": "/dev/shm"}
-    assert container(hub)["volumeMounts"] == [memory]
-    assert container(local)["volumeMounts"] == [
-        memory,
-        {"name": "model", "mountPath": "/models/m", "readOnly": True},
-    ]
-    assert manifest(local)["spec"]["template"]["spec"]["volumes"] == [
-        {"name": "shm", "emptyDir": {"medium": "Memory"}},
-        {"name": "model", "hostPath": {"path": "/models/m"}},
-    ]
-
-
-def test_without_a_namespace_there_is_none() -> None:
-    assert "namespace" not in manifest(kubernetes(deployment()))["metadata"]
-
-
-@example("a" * 49 + "-b")
-@given(TEXT | st.sampled_from([*HOSTILE, "A_B c", "x" * 300, "-a-", "Ünï"]))
-def test_any_study_gives_a_name_that_kubernetes_takes(name: str) -> None:
-    found = manifest(kubernetes(deployment(name=name)))["metadata"]["name"]
-    assert 0 < len(found) <= 63
-    assert found.isascii() and found == found.lower()
-    assert found[0].isalnum() and found[-1].isalnum()
-    assert all(character.isalnum() or character == "-" for character in found)
-
-
-@pytest.mark.parametrize("value", HOSTILE)
-def test_every_environment_value_stays_text(value: str) -> None:
-    [variable] = container(kubernetes(deployment(env={"A": value})))["env"]
-    assert variable["name"] == "A" and expanded(variable["value"], {"id": "HIDDEN"}) == value
-    assert f"A={value}" in words(docker(deployment(env={"A": value})))
-
-
-@pytest.mark.parametrize(
-    "word", ["on", "no", "y", "012", "1_000", "1:30", "0x1f", "1e3", "null", "2026-01-01"]
-)
-def test_every_word_is_text_in_yaml_1_1_too(word: str) -> None:
-    text = kubernetes(
-        deployment(argv=[word], image=word, name=word, namespace=word, env={word: word, "N_TOKEN": ""})
-    )
-    kubectl = YAML(typ="safe", pure=True)
-    kubectl.version = (1, 1)
-    found = kubectl.load(text)
-    assert found == manifest(text)
-    [inside] = found["spec"]["template"]["spec"]["containers"]
-    assert (inside["command"], inside["image"]) == ([word], word)
-    assert inside["env"][0] == {"name": word, "value": word}
-    assert found["metadata"]["namespace"] == word
 
 
 # --- all of them ---------------------------------------------------------------------------------------
@@ -279,21 +140,23 @@ def test_secrets_never_appear(form: str) -> None:
     assert "s3cret" not in FORMATS[form](deployment(env=SECRETS))
 
 
-@pytest.mark.parametrize("form", ["shell", "docker", "kubernetes"])
+@pytest.mark.parametrize("form", ["shell", "docker", "compose", "kubernetes", "ome", "ray-serve"])
 def test_secrets_are_asked_for_by_name(form: str) -> None:
     text = FORMATS[form](deployment(env=SECRETS))
     assert all(name in text for name in SECRETS)
 
 
-@pytest.mark.parametrize("form", ["shell", "docker", "kubernetes"])
-def test_a_note_is_a_comment(form: str) -> None:
+@pytest.mark.parametrize("form", FORMATS.keys() - {"json"})
+def test_a_note_and_the_origin_are_comments(form: str) -> None:
     note = "Found on the SIMULATOR.\nMeasure it: twice."
-    plain, noted = (FORMATS[form](deployment(note=each)) for each in ("", note))
-    assert noted == "# Found on the SIMULATOR.\n# Measure it: twice.\n" + plain
+    plain, noted = (FORMATS[form](deployment(note=each, origin=each and "Study x")) for each in ("", note))
+    assert noted == "# Found on the SIMULATOR.\n# Measure it: twice.\n# Study x\n" + plain
 
 
-def test_the_flags_as_json() -> None:
-    assert json.loads(flags_json(deployment())) == {"tp-size": 2, "enable-metrics": True}
+def test_no_line_of_a_comment_leaves_it() -> None:
+    text = shell(deployment(note="a\rb\x85c\u2028d\x0cid", origin="e\x0bid"))
+    assert [line for line in text.split("\n") if not line.startswith("#")] == shell(deployment()).split("\n")
+    assert "\r" not in text
 
 
 # --- the best of a study -------------------------------------------------------------------------------
@@ -313,6 +176,75 @@ def test_the_best_configuration_of_a_study_is_exported_with_its_engines_image() 
     assert "python" in shell(best_deployment(made.results()))
     with pytest.raises(StudyError, match="no container image"):
         docker(best_deployment(made.results()))
+
+
+def test_where_the_figures_come_from() -> None:
+    made = studies.make(studies.grid(studies.PARAMETERS, 6, 1), terms=[SloTerm("latency", "p90", 9.0)])
+    best = summary(made.results()).best
+    assert best is not None
+    found = best_deployment(made.results())
+    first, gain, promises, measured = found.origin.splitlines()
+    assert first.startswith(f"Study llama-tune, trial {best['trial']}, its best: mean end-to-end latency")
+    assert "than the engine's defaults" in gain and promises == "SLOs: all kept"
+    assert measured == f"Measured with sglang 0.5.2, {best['gpus']} GPU{'s' * (best['gpus'] > 1)}"
+    assert found.comments.count("\n") == 4 and not found.note
+
+
+def test_another_trial_is_exported_where_it_is_asked_for() -> None:
+    made = studies.make(fails=studies.full_memory_fails)
+    results = made.results()
+    best = summary(results).best
+    assert best is not None
+    other, failed = (
+        next(t for t in made.trials if bool(t["failure_cause"]) == wanted and t["trial"] != best["trial"])
+        for wanted in (False, True)
+    )
+    found = deployment_of(results, other["trial"])
+    assert list(found.argv) == json.loads(other["command"])
+    assert f"trial {other['trial']}: " in found.origin and "its best" not in found.origin
+    with pytest.raises(StudyError, match=rf"trial {failed['trial']} failed \(out of memory\)"):
+        deployment_of(results, failed["trial"])
+    with pytest.raises(StudyError, match="has no trial 999"):
+        deployment_of(results, 999)
+
+
+def test_the_simulators_own_flags_are_no_flags_of_what_is_deployed() -> None:
+    made = studies.make(simulated=True)
+    made.about["task"]["engine"] = {"args": {"gpu": "h200", "disable-radix-cache": False, "page-size": None}}
+    flags = best_deployment(made.results()).flags
+    assert "gpu" not in flags
+    assert (flags["disable-radix-cache"], flags["page-size"]) == (False, None)
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+def told(*words: str) -> int:
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_the_command_prints_or_writes_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    studies.make(requests=3).write(tmp_path)
+    for form in ("shell", "yaml"):
+        assert told("export", "--results", str(tmp_path), "--format", form) == 0
+        printed = capsys.readouterr().out
+        path = tmp_path / "out"
+        assert told("export", "--results", str(tmp_path), "--format", form, "--output", str(path)) == 0
+        assert (path.read_text(), capsys.readouterr().out) == (printed, "")
+        assert "llama-tune" in printed
+    assert told("export", "--results", str(tmp_path), "--output", str(tmp_path)) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_unknown_format_is_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuple(FORMATS) == reading.FORMATS
+    assert told("export", "--format", "helm") == 2
+    said = capsys.readouterr().err
+    assert all(f"'{form}'" in said for form in FORMATS)
 
 
 def test_a_study_of_another_cannot_name_a_variable_that_is_a_command() -> None:

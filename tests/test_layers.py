@@ -23,7 +23,7 @@ LAYERS = {
     "plan stopping progress analysis",
     "adapters": "engines load results report export",
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
-    "bench check standing",
+    "bench check verify publish standing",
     "ray": "search sharing cluster dashboard trial recorder study",
     "surfaces": "cli live serve jobs",
 }
@@ -38,7 +38,8 @@ STRANGERS = [("engines", "load"), ("load", "engines")]  # in one layer, and neve
 
 HOMES = {
     "ray": {"search", "sharing", "cluster", "dashboard", "trial", "recorder", "study", "serve"},
-    "optuna": {"search"},
+    "optuna": {"search", "publish"},
+    "mlflow": {"publish"},
     "pyarrow": {"results"},
     "json5": {"task"},
     "pydantic": {"task", "serve"},
@@ -188,7 +189,8 @@ def test_every_engine_in_the_table_is_there() -> None:
         ("tuner.serve.api", "ray optuna hyperopt"),
         ("tuner.engines.simulator.launch", "ray pandas pydantic pyarrow"),
         (
-            "tuner.evaluate, tuner.rows, tuner.bench, tuner.check, tuner.export, tuner.report, tuner.live",
+            "tuner.evaluate, tuner.rows, tuner.bench, tuner.verify, tuner.check, tuner.export, tuner.report, "
+            "tuner.live",
             "ray optuna hyperopt",
         ),
     ],

@@ -1,6 +1,7 @@
 """A server that runs already, measured with a task's load: no engine is started, and no Ray.
 
-It is stored as a study of one trial, of kind `bench`, so that whatever reads results reads this as well.
+What is measured once, here or by `verify`, is stored as a study of one trial, of kind `bench`, so that
+whatever reads results reads this as well.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from tuner import __version__
 from tuner.engines.attached import Attached
+from tuner.engines.base import Config, Engine
 from tuner.evaluate import Report, evaluate
 from tuner.load import LOAD_GENERATORS
 from tuner.measure import Step
@@ -27,14 +30,30 @@ _NAMES = {"latency": "e2e_s"}  # as the field calls it; the task file says laten
 
 
 @dataclass(frozen=True)
-class BenchOutcome:
-    """What `server` showed: its row of `trials`, its finished load levels, and where they are kept."""
+class Kept:
+    """What one trial showed: its row of `trials`, its finished load levels, and where they are kept."""
 
-    server: Attached
     trial: dict[str, Any]
     steps: tuple[Step, ...]
     location: str
     max_loads: Mapping[str, float]
+
+    def levels(self) -> list[dict[str, Any]]:
+        """The load levels for machines."""
+        return [level_document(step_row(step)) for step in self.steps]
+
+
+@dataclass(frozen=True)
+class BenchOutcome:
+    """What `server` showed."""
+
+    server: Attached
+    kept: Kept
+
+    @property
+    def trial(self) -> dict[str, Any]:
+        """The row of `trials`."""
+        return self.kept.trial
 
     @property
     def exit_code(self) -> int:
@@ -51,9 +70,9 @@ class BenchOutcome:
             "base_url": self.server.base_url,
             "model": self.server.model,
             **{name: self.trial[name] for name in (*said, *why)},
-            "max_loads": dict(self.max_loads),
-            "results": self.location,
-            "levels": [level_document(step_row(step)) for step in self.steps],
+            "max_loads": dict(self.kept.max_loads),
+            "results": self.kept.location,
+            "levels": self.kept.levels(),
         }
 
 
@@ -83,51 +102,67 @@ def bench(
 
     `watch` is called after each level. A server that fails under load is an outcome, not an exception.
     """
+    about = {"base_url": server.base_url, "source": source}
+    kept = measured(task, server, {}, BENCH, about=about, seed=seed, results=results, watch=watch)
+    return BenchOutcome(server, kept)
+
+
+def measured(
+    task: Task,
+    engine: Engine,
+    config: Config,
+    name: str,
+    *,
+    about: Mapping[str, Any],
+    seed: int,
+    results: str | Path | None = None,
+    log_path: Path = Path(),
+    watch: Callable[[Report], None] = lambda _: None,
+) -> Kept:
+    """One trial in the foreground, kept as a study called `name` and the time; see `bench`."""
     began, clock = datetime.now(UTC), time.monotonic()
-    store = ResultStore(results or default_root(), f"{BENCH}-{began:%Y%m%d-%H%M%S-%f}")
-    store.create(_about(task, server, store.study, seed, source, began))
+    store = ResultStore(results or default_root(), f"{name}-{began:%Y%m%d-%H%M%S-%f}")
+    store.require_new()
     steps: list[Step] = []
     reports = evaluate(
         task,
-        {},
-        engine=server,
+        config,
+        engine=engine,
         load=LOAD_GENERATORS[task.benchmark.tool],
         seed=seed,
         gpu_ids=[],
-        log_path=Path(),
+        log_path=log_path,
     )
-    for report in reports:
-        if report.step is not None:
-            steps.append(report.step)
-        watch(report)
+    with closing(reports):  # type: ignore[type-var]  # evaluate is a generator
+        for report in reports:
+            if report.step is not None:
+                steps.append(report.step)
+            watch(report)
     info = TrialInfo(
         number=0,
         kind=BENCH,
-        config={},
+        config=config,
         gpu_ids=[],
         started_at=began,
         duration_s=time.monotonic() - clock,
         node=this_node(),
-        log_path="",
+        log_path="" if log_path == Path() else str(log_path),
     )
-    row = record(store, task, server, info, report, steps)
-    return BenchOutcome(server, row, tuple(steps), store.location, report.max_loads)
+    store.create({**_about(task, engine, store.study, seed, began), **about})
+    row = record(store, task, engine, info, report, steps)
+    return Kept(row, tuple(steps), store.location, report.max_loads)
 
 
-def _about(
-    task: Task, server: Attached, study: str, seed: int, source: str, began: datetime
-) -> dict[str, Any]:
+def _about(task: Task, engine: Engine, study: str, seed: int, began: datetime) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "tuner_version": __version__,
         "study": study,
         "kind": BENCH,
-        "base_url": server.base_url,
         "task": task.model_dump(mode="json", exclude_unset=True),
-        "source": source,
-        "engine": server.name,
-        "engine_version": server.version(),
-        "simulated": server.simulated,
+        "engine": engine.name,
+        "engine_version": engine.version(),
+        "simulated": engine.simulated,
         "seed": seed,
         "started_at": began.isoformat(),
         "planned_trials": 1,

@@ -13,7 +13,7 @@ from typing import Any
 import processes
 import pytest
 
-from tuner.engines.base import Engine
+from tuner.engines.base import DEPLOYED_PORT, Engine, StartsExported
 from tuner.engines.server import call
 from tuner.failures import Stage, TrialFailed
 
@@ -68,6 +68,25 @@ class EngineContract:
             assert processes.with_marker(marker)
         assert not processes.with_marker(marker)
         assert (tmp_path / "engine.log").stat().st_size > 0
+
+    def test_what_it_exports_is_started_as_it_stands(
+        self, engine: Engine, good: Mapping[str, Any], marker: str, tmp_path: Path
+    ) -> None:
+        if not isinstance(engine, StartsExported):
+            pytest.skip("starts no exported command, and need not")
+        argv, gpus = engine.launch_command(good), engine.gpus(good)
+        starting = engine.launch_exported(
+            argv, gpus=gpus, gpu_ids=[], log_path=tmp_path / "engine.log", timeout_s=self.start_limit_s
+        )
+        with starting as server:
+            body = {"model": server.model, "prompt": "a b c", "max_tokens": 4}
+            assert call(f"{server.base_url}/v1/completions", body=body)["usage"]["completion_tokens"] >= 1
+            port = int(server.base_url.rpartition(":")[2])
+            assert port != DEPLOYED_PORT and processes.listening(port) <= {"127.0.0.1", "::1"}
+            [line, *_] = processes.with_marker(marker).values()
+            kept = [word for word in argv[argv.index("--port") + 2 :] if word]
+            assert all(word in line for word in kept)
+        assert not processes.with_marker(marker)
 
     def test_its_processes_end_with_an_exception(
         self, engine: Engine, good: Mapping[str, Any], marker: str, tmp_path: Path

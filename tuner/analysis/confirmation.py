@@ -73,6 +73,24 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
     )
 
 
+def one_more(results: StudyResults, config: Mapping[str, Any], confidence: float) -> float | None:
+    """By how much log(objective) of one more run of `config` may lie off the mean of those there are.
+
+    The half width of Student's prediction interval; the variance is pooled over all configurations that were
+    measured more than once. None where none was.
+    """
+    runs: dict[str, list[Trial]] = {}
+    for trial in filter(_counts, _kind(results, "baseline", "confirm")):
+        runs.setdefault(config_key(trial["config"]), []).append(trial)
+    logs = {key: np.array(_logs(trials)) for key, trials in runs.items()}
+    freedom, squares = _pooled(logs)
+    of_it = len(logs.get(config_key(config), ())) or 1
+    if freedom < 1:
+        return None
+    error = math.sqrt(squares / freedom * (1 + 1 / of_it))
+    return float(student_t.ppf((1 + confidence) / 2, freedom)) * error
+
+
 def _favoured(results: StudyResults, whole: Mapping[str, list[Trial]], first: Mapping[str, Trial]) -> str:
     """The key of the lowest mean loss; among those `EQUAL` to it, of the fewest overrides.
 
@@ -120,9 +138,14 @@ def _logs(trials: list[Trial]) -> list[float]:
 
 def _margin(groups: Mapping[str, list[Trial]], one: str, two: str, confidence: float) -> float | None:
     logs = {key: np.array(_logs(trials)) for key, trials in groups.items()}
-    freedom = sum(len(values) - 1 for values in logs.values())
+    freedom, squares = _pooled(logs)
     if freedom < 1:
         return None
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in logs.values())
     error = math.sqrt(squares / freedom * (1 / len(logs[one]) + 1 / len(logs[two])))
     return float(student_t.ppf((1 + confidence) / 2, freedom)) * error
+
+
+def _pooled(groups: Mapping[str, Any]) -> tuple[int, float]:
+    """The degrees of freedom and the sum of squares about each group's mean."""
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups.values())
+    return sum(len(values) - 1 for values in groups.values()), squares

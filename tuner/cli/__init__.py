@@ -10,7 +10,17 @@ import sys
 
 import click
 
-from tuner.cli import foreseeing, machine, measuring, reading, serving, tuning, watching
+from tuner.cli import (
+    foreseeing,
+    machine,
+    measuring,
+    publishing,
+    reading,
+    serving,
+    tuning,
+    verifying,
+    watching,
+)
 from tuner.cli.options import examples
 from tuner.errors import TunerError
 
@@ -36,6 +46,8 @@ for _command in (
     measuring.bench,
     reading.report,
     reading.export,
+    verifying.verify,
+    publishing.publish,
     reading.list_studies,
     serving.serve,
     machine.list_engines,

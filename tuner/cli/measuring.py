@@ -150,11 +150,11 @@ def bench(
         outcome = measure(task, server, seed=seed, results=results, source=str(task_path), watch=each)
     if as_json:
         click.echo(json.dumps(outcome.document(), indent=2))
-    if outcome.max_loads:
-        console.print(f"Max load {max_loads_text(outcome.max_loads)} within the SLOs", highlight=False)
+    if outcome.kept.max_loads:
+        console.print(f"Max load {max_loads_text(outcome.kept.max_loads)} within the SLOs", highlight=False)
     if outcome.trial["slo_met"] is not None and outcome.trial["slo_worst"]:
         console.print(f"SLOs     {promises_text(outcome.trial)}", highlight=False)
-    console.print(f"Results  {outcome.location}", soft_wrap=True, highlight=False)
+    console.print(f"Results  {outcome.kept.location}", soft_wrap=True, highlight=False)
     sys.exit(outcome.exit_code)
 
 

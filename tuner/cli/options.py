@@ -28,6 +28,12 @@ study_argument = click.argument("study", required=False)
 num_gpus_option = click.option(
     "--num-gpus", type=click.IntRange(min=1), help="GPUs, real or logical, of a local Ray cluster."
 )
+optuna_option = click.option(
+    "--optuna", metavar="URL", envvar="TUNER_OPTUNA", help="An Optuna storage [or: $TUNER_OPTUNA]."
+)
+mlflow_option = click.option(
+    "--mlflow", metavar="URI", envvar="TUNER_MLFLOW", help="An MLflow server [or: $TUNER_MLFLOW]."
+)
 at_once_option = click.option(
     "--max-concurrent", type=click.IntRange(min=1), help="Trials at once [default: all that fit]."
 )
@@ -38,15 +44,24 @@ def examples(text: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in text.splitlines())
 
 
-def store_of(study: str | None, results: str | None) -> ResultStore:
-    """The study of that name in `results`, or the newest there; StudyError where there is none."""
+def published_to(optuna: str | None, mlflow: str | None) -> dict[str, str]:
+    """Where a study is to be published, by tool."""
+    return {tool: place for tool, place in (("optuna", optuna), ("mlflow", mlflow)) if place}
+
+
+def store_of(study: str | None, results: str | None, *, benches: bool = False) -> ResultStore:
+    """The study of that name in `results`, or the newest there; StudyError where there is none.
+
+    What `bench` and `verify` measured counts as one only where `benches` are asked for.
+    """
     root = results or default_root()
-    if study is None:
-        kept = studies(root)
-        if not kept:
-            raise StudyError(f"no study is kept in {root}; `tuner run TASK` makes one")
-        study = kept[0]
-    store = ResultStore(root, study)
-    if not store.exists():
-        raise StudyError(f"no study {study!r} in {store.root}")
-    return store
+    if study is not None:
+        store = ResultStore(root, study)
+        if not store.exists():
+            raise StudyError(f"no study {study!r} in {store.root}")
+        return store
+    for name in studies(root):
+        store = ResultStore(root, name)
+        if benches or store.about().get("kind") != "bench":
+            return store
+    raise StudyError(f"no study is kept in {root}; `tuner run TASK` makes one")

@@ -11,6 +11,17 @@ from tuner.cli.screen import console_for, launch_text, show_bench, show_report
 from tuner.errors import UsageError
 from tuner.results import default_root, studies
 
+FORMATS = (
+    "shell",
+    "docker",
+    "compose",
+    "kubernetes",
+    "ome",
+    "ray-serve",
+    "json",
+    "yaml",
+)
+
 
 @click.command(epilog=examples("tuner report\ntuner report quickstart-20260101-120000 --html report.html"))
 @study_argument
@@ -18,7 +29,7 @@ from tuner.results import default_root, studies
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write the page here as well.")
 def report(study: str | None, results: str | None, html_path: Path | None) -> None:
     """Reports on STUDY (default: the newest), here and as one self-contained HTML file."""
-    store = store_of(study, results)
+    store = store_of(study, results, benches=True)
     found = store.read()
     if found.about.get("kind") == "bench":
         show_bench(console_for(), found)
@@ -35,17 +46,32 @@ def report(study: str | None, results: str | None, html_path: Path | None) -> No
         click.echo(f"skipped: {skipped}", err=True)
 
 
-@click.command(epilog=examples("tuner export\ntuner export my-study --format kubernetes > engine.yaml"))
+@click.command(
+    epilog=examples(
+        "tuner export\n"
+        "tuner export my-study --format kubernetes > engine.yaml\n"
+        "tuner export my-study --format compose --trial 7 --output compose.yaml"
+    )
+)
 @study_argument
 @results_option
-@click.option(
-    "--format", "form", type=click.Choice(["shell", "docker", "kubernetes", "json"]), default="shell"
-)
-def export(study: str | None, results: str | None, form: str) -> None:
+@click.option("--format", "form", type=click.Choice(FORMATS), default="shell", help="What to make of it.")
+@click.option("--trial", "number", type=click.IntRange(min=0), help="This trial's [default: the best's].")
+@click.option("--output", type=click.Path(path_type=Path), help="Write it to this file instead.")
+def export(
+    study: str | None, results: str | None, form: str, number: int | None, output: Path | None
+) -> None:
     """Prints how to launch the best configuration of STUDY (default: the newest)."""
-    from tuner.export import FORMATS, best_deployment
+    from tuner import export as exports
 
-    click.echo(FORMATS[form](best_deployment(store_of(study, results).read())), nl=False)
+    text = exports.FORMATS[form](exports.deployment_of(store_of(study, results).read(), number))
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--output: {output} cannot be written: {error.strerror}") from error
 
 
 @click.command("studies", epilog=examples("tuner studies\ntuner studies --results s3://bucket/studies"))

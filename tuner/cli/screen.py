@@ -103,9 +103,11 @@ def show_bench(console: Console, found: StudyResults) -> None:
 
 def launch_text(found: StudyResults) -> str | None:
     """The command that launches the best configuration; None where there is none."""
+    from dataclasses import replace
+
     from tuner.analysis import summary
     from tuner.export import best_deployment, shell
 
     if found.about.get("kind") == "bench" or summary(found).best is None:
         return None
-    return shell(best_deployment(found)).strip()
+    return shell(replace(best_deployment(found), origin="")).strip()  # the report says where it comes from

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
@@ -13,7 +15,10 @@ from tuner.cli.options import (
     calibration_option,
     engine_option,
     examples,
+    mlflow_option,
     num_gpus_option,
+    optuna_option,
+    published_to,
     results_option,
     store_of,
     study_argument,
@@ -25,6 +30,7 @@ from tuner.errors import UsageError
 from tuner.results import ResultStore, default_root
 
 if TYPE_CHECKING:
+    from tuner.progress import StudyProgress
     from tuner.task import Task
 
 
@@ -52,6 +58,8 @@ if TYPE_CHECKING:
 @click.option("--adopt", is_flag=True, help="With --resume: although the task has changed since.")
 @virtual_option
 @calibration_option
+@optuna_option
+@mlflow_option
 def run(
     task_path: Path,
     engine: str | None,
@@ -66,6 +74,8 @@ def run(
     adopt: bool,
     virtual: bool,
     calibration: Path | None,
+    optuna: str | None,
+    mlflow: str | None,
 ) -> None:
     """Searches the space of TASK and reports the best configuration.
 
@@ -92,6 +102,7 @@ def run(
         virtual=virtual,
         calibration=calibration,
         source=str(task_path),
+        targets=published_to(optuna, mlflow),
     )
 
 
@@ -146,13 +157,22 @@ def resume(
     )
 
 
-def _run(task: Task, *, results: str | None, **how: Any) -> NoReturn:
-    """Runs a study, shows it, and leaves with its exit code."""
-    console = console_for()
-    with Watching(console, f"Tuning {task.task_name}") as watching:
+def _run(
+    task: Task, *, results: str | None, targets: Mapping[str, str] = MappingProxyType({}), **how: Any
+) -> NoReturn:
+    """Runs a study, shows it, publishes it to the `targets`, and leaves with its exit code."""
+    from tuner.publish.alongside import Alongside
+
+    console, root = console_for(), str(results or default_root())
+    publishing = Alongside(root, targets, lambda text: click.echo(text, err=True))
+    with publishing, Watching(console, f"Tuning {task.task_name}") as watching:
         from tuner.study import run_study
 
-        outcome = run_study(task, results=results, watch=watching.show, **how)
+        def watch(progress: StudyProgress) -> None:
+            watching.show(progress)
+            publishing.saw(progress)
+
+        outcome = run_study(task, results=results, watch=watch, **how)
     kept, name = len(outcome.results.trials), outcome.results.about["study"]
     if outcome.interrupted:
         console.print(f"[bold]Interrupted[/bold]; {kept} trials are kept, `tuner resume {name}` goes on.")

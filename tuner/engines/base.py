@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Value = bool | int | float | str | None
 DEPLOYED, DEPLOYED_PORT = "0.0.0.0", 30000  # noqa: S104  where a user's deployment listens
@@ -84,5 +84,19 @@ class Engine(Protocol):
 
         Its output goes to `log_path`. Raises TrialFailed (stage START) where it does not become ready
         within `timeout_s`.
+        """
+        ...
+
+
+@runtime_checkable
+class StartsExported(Protocol):
+    """An adapter that starts what `launch_command` told, as it was told, with this machine's own program."""
+
+    def launch_exported(
+        self, argv: Sequence[str], *, gpus: int, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
+    ) -> AbstractContextManager[RunningEngine]:
+        """As `Engine.launch`, with every argument of `argv` but the host and the port: loopback, a free one.
+
+        `gpus` are those that it needs.
         """
         ...

@@ -12,15 +12,16 @@ import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from tuner.engines import container
-from tuner.engines.base import Config, RunningEngine, ServerInfo
+from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, RunningEngine, ServerInfo
 from tuner.engines.flags import ASK, Flags, installed_flags
-from tuner.engines.server import HOST, Server, Sign, launched
+from tuner.engines.server import HOST, Server, Sign, launched, on_loopback
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.results import data_home
@@ -54,12 +55,13 @@ def installed_version(python: Sequence[str], package: str, env: Mapping[str, str
 class PackagedEngine(ABC):
     """What SGLang and vLLM have in common.
 
-    `name` is the package's as well, `serve` what `python -m` runs, `image` the repository of its container
-    images, `ours` the flags that a task may not give, with the reason.
+    `name` is the package's as well, `serve` what `python -m` runs, `deployed` what a user runs, `image` the
+    repository of its container images, `ours` the flags that a task may not give, with the reason.
     """
 
     name: ClassVar[str]
     serve: ClassVar[tuple[str, ...]]
+    deployed: ClassVar[tuple[str, ...]]
     image: ClassVar[str]
     ours: ClassVar[Mapping[str, str]]
     signs: ClassVar[Sequence[Sign]]
@@ -184,12 +186,44 @@ class PackagedEngine(ABC):
 
     # --- its start ----------------------------------------------------------------------------------
 
-    @contextmanager
+    def launch_command(self, config: Config) -> list[str]:
+        """As a user serves it for good; see `Engine.launch_command`."""
+        return [*self.deployed, *self.arguments(config, DEPLOYED, DEPLOYED_PORT)]
+
     def launch(
         self, config: Config, *, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
+    ) -> AbstractContextManager[RunningEngine]:
+        """See `Engine.launch`."""
+
+        def arguments(port: int) -> list[str]:
+            return self.arguments(config, HOST, port)
+
+        return self._launched(arguments, self.gpus(config), gpu_ids, log_path, timeout_s)
+
+    def launch_exported(
+        self, argv: Sequence[str], *, gpus: int, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
+    ) -> AbstractContextManager[RunningEngine]:
+        """See `StartsExported`."""
+        exported = self.exported_arguments(argv)
+        return self._launched(partial(on_loopback, exported), gpus, gpu_ids, log_path, timeout_s)
+
+    def exported_arguments(self, argv: Sequence[str]) -> list[str]:
+        """What follows the command that serves in a `launch_command`."""
+        if tuple(argv[: len(self.deployed)]) != self.deployed:
+            raise refused(f"the command does not begin with {shlex.join(self.deployed)}")
+        return list(argv[len(self.deployed) :])
+
+    @contextmanager
+    def _launched(
+        self,
+        arguments: Callable[[int], list[str]],
+        gpus: int,
+        gpu_ids: Sequence[str],
+        log_path: Path,
+        timeout_s: float,
     ) -> Iterator[RunningEngine]:
         env = self._env()
-        box = self._container(list(gpu_ids) or None if self.gpus(config) else [])
+        box = self._container(list(gpu_ids) or None if gpus else [])
         name = container.new_name(self.name)
         if box is None and gpu_ids:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_ids)
@@ -198,10 +232,9 @@ class PackagedEngine(ABC):
             env["HF_HOME"] = str(box.cache)
 
         def argv(port: int) -> list[str]:
-            arguments = self.arguments(config, HOST, port)
             if box is None:
-                return [*self.command, *arguments]
-            return box.command(["python3", "-m", *self.serve, *arguments], name)
+                return [*self.command, *arguments(port)]
+            return box.command(["python3", "-m", *self.serve, *arguments(port)], name)
 
         with launched(
             argv,

@@ -118,6 +118,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def on_loopback(arguments: Sequence[str], port: int) -> list[str]:
+    """`arguments` of a server with loopback for their `--host` and `port` for their `--port`.
+
+    TrialFailed where they do not say each exactly once, and by its name: the last word would be another's.
+    """
+    found = list(arguments)
+    for flag, value in (("--host", HOST), ("--port", str(port))):
+        said = [place for place, word in enumerate(found) if _may_mean(word, flag)]
+        if [found[place] for place in said] != [flag] or said[0] + 1 == len(found):
+            detail = f"the command must give {flag} once, so that it can be another"
+            raise TrialFailed(Failure(Stage.CHECK, Cause.INVALID_FLAGS, detail))
+        found[said[0] + 1] = value
+    return found
+
+
+def _may_mean(word: str, flag: str) -> bool:
+    """Whether `word` is the flag, the flag with its value, or an abbreviation, which argparse takes."""
+    name = word.partition("=")[0]
+    return len(name) > 3 and flag.startswith(name)
+
+
 def diagnose(stage: Stage, code: int | None, log: str, signs: Sequence[Sign]) -> Failure:
     """The failure that exit code and log tell; CRASH, with the last exception, where no sign is found.
 

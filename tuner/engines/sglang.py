@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, ServerInfo
+from tuner.engines.base import Config, ServerInfo
 from tuner.engines.packaged import PackagedEngine
 from tuner.engines.server import Server, Sign, call
 from tuner.failures import Cause
@@ -67,6 +67,7 @@ class SGLangEngine(PackagedEngine):
 
     name = "sglang"
     serve = ("sglang.launch_server",)
+    deployed = ("python", "-m", "sglang.launch_server")
     image = "lmsysorg/sglang"
     ours = _OURS
     signs = SIGNS
@@ -80,9 +81,6 @@ class SGLangEngine(PackagedEngine):
         """The load generator's; where SGLang computes on the CPU, one for each rank as well."""
         flags = self.given(config)
         return 1 + (_ranks(flags) if flags.get("device") == "cpu" else 0)
-
-    def launch_command(self, config: Config) -> list[str]:
-        return ["python", "-m", "sglang.launch_server", *self.arguments(config, DEPLOYED, DEPLOYED_PORT)]
 
     def arguments(self, config: Config, host: str, port: int) -> list[str]:
         return [

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, ServerInfo, Value
+from tuner.engines.base import Config, ServerInfo, Value
 from tuner.engines.packaged import PackagedEngine, refused
 from tuner.engines.server import Server, Sign, call
 from tuner.failures import Cause
@@ -79,6 +79,7 @@ class VllmEngine(PackagedEngine):
 
     name = "vllm"
     serve = ("vllm.entrypoints.cli.main", "serve")  # what the script `vllm` runs
+    deployed = ("vllm", "serve")
     image = "vllm/vllm-openai"
     ours = _OURS
     signs = SIGNS
@@ -114,9 +115,6 @@ class VllmEngine(PackagedEngine):
         """All flags with dashes: vLLM takes `max_num_seqs` for `max-num-seqs`."""
         flags = {**self.task.engine.args, **config}
         return {flag.replace("_", "-"): value for flag, value in flags.items()}
-
-    def launch_command(self, config: Config) -> list[str]:
-        return ["vllm", "serve", *self.arguments(config, DEPLOYED, DEPLOYED_PORT)]
 
     def arguments(self, config: Config, host: str, port: int) -> list[str]:
         return [

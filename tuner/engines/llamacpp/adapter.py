@@ -7,13 +7,13 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, RunningEngine, ServerInfo
 from tuner.engines.llamacpp import __main__ as launcher
 from tuner.engines.packaged import installed_version
-from tuner.engines.server import HOST, Sign, call, launched
+from tuner.engines.server import HOST, Sign, call, launched, on_loopback
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.secrets import resolved
@@ -110,25 +110,38 @@ class LlamaCppEngine:
         served = ("--model", self.task.model.id_or_path, "--alias", self.task.served_model_name)
         return [*served, "--host", host, "--port", str(port)]
 
-    @contextmanager
     def launch(
         self, config: Config, *, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
+    ) -> AbstractContextManager[RunningEngine]:
+        """See `Engine.launch`."""
+        return self._launched(self._arguments(config, HOST, 0), log_path, timeout_s)
+
+    def launch_exported(
+        self, argv: Sequence[str], *, gpus: int, gpu_ids: Sequence[str], log_path: Path, timeout_s: float
+    ) -> AbstractContextManager[RunningEngine]:
+        """See `StartsExported`: by this package's launcher, which takes llama-server's flags."""
+        own = {flag: value for flag, value in self.task.engine.args.items() if flag in _OWN_FLAGS}
+        return self._launched([*argv[1:], *flag_arguments(own)], log_path, timeout_s)
+
+    @contextmanager
+    def _launched(
+        self, arguments: Sequence[str], log_path: Path, timeout_s: float
     ) -> Iterator[RunningEngine]:
         def argv(port: int) -> list[str]:
-            return [self.python, str(launcher.__file__), *self._arguments(config, HOST, port)]
+            return [self.python, str(launcher.__file__), *on_loopback(arguments, port)]
 
         env, model = self._env(), self.task.served_model_name
         with launched(
             argv, env=env, log_path=log_path, timeout_s=timeout_s, model=model, signs=SIGNS
         ) as server:
-            server.info = self._info(config, server.base_url)
+            server.info = self._info(on_loopback(arguments, 0), server.base_url)
             slots = int(server.info.effective_args["parallel"])
             server.flush_paths = [f"slots/{slot}?action=erase" for slot in range(slots)]
             yield server
 
-    def _info(self, config: Config, base_url: str) -> ServerInfo:
+    def _info(self, arguments: list[str], base_url: str) -> ServerInfo:
         """The launcher's flags, defaults included, with the slots and the context that the server chose."""
-        args = vars(launcher.parser().parse_args(self._arguments(config, HOST, 0)))
+        args = vars(launcher.parser().parse_args(arguments))
         shared = args["kv_unified"] or args["parallel"] == -1  # then one slot may have the whole KV cache
         kv_tokens = None
         # A server that has died meanwhile, or answers what it should not, is found under load.

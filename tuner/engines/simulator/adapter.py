@@ -49,5 +49,10 @@ class SimulatorEngine(SGLangEngine):
         args = {"engine": self.task.engine.model_copy(update={"args": real})}
         return SGLangEngine(self.task.model_copy(update=args)).launch_command(config)
 
+    def exported_arguments(self, argv: Sequence[str]) -> list[str]:
+        """SGLang's, and the simulator's own flags, which no exported command has."""
+        own = {flag: value for flag, value in self.task.engine.args.items() if flag in _OWN_FLAGS}
+        return [*super().exported_arguments(argv), *flag_arguments(own)]
+
     def _container(self, gpu_ids: Sequence[str] | None) -> None:
         return None
