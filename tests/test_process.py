@@ -296,7 +296,7 @@ import json, os, sys, time
 print(os.environ["HF_TOKEN"], json.dumps(dict(os.environ)), flush=True)
 time.sleep(float(sys.argv[1]))
 """
-STARTER = """
+ITS_STARTER = """
 import os, sys, time
 from pathlib import Path
 from tuner.engines.process import EngineProcess
@@ -319,7 +319,7 @@ def test_no_secret_of_the_environment_stays_in_the_log(ended: str, tmp_path: Pat
     secret, log = 'hunter2"hunter2', tmp_path / "log"
     log.write_text(f"before: {secret}\n")
     env = {**os.environ, "HF_TOKEN": secret, "PLAIN": "as it is"}
-    command = [sys.executable, "-c", STARTER, TALKATIVE, ended, str(log)]
+    command = [sys.executable, "-c", ITS_STARTER, TALKATIVE, ended, str(log)]
     subprocess.run(command, env=env, timeout=60, check=False)
     until(lambda: "[secret]" in log.read_text(), "the end of the watchdog")
     before, after = log.read_text().split("\n", 1)

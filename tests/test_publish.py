@@ -210,7 +210,7 @@ def test_a_study_that_runs_is_followed_to_its_end(tmp_path: Path) -> None:
 
         seen += [each.added for [each] in follow(store, {"optuna": url(tmp_path)}, wait)]
     assert seen == [3, 1, 1, 1, 1]
-    assert not store.held() is not False
+    assert store.held() is False
     assert [each.added for [each] in follow(store, {"optuna": url(tmp_path)}, lambda: True)] == [1]
     assert len(loaded(tmp_path).trials) == len(GRID)
 
