@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from tuner.errors import UsageError
 from tuner.results import ResultStore, StudyResults
 
 if TYPE_CHECKING:
@@ -69,6 +71,15 @@ def show(console: Console, content: RenderableType) -> None:
     with console.capture() as shown:
         console.print(content)
     click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()), file=console.file)
+
+
+def write(option: str, path: Path, content: bytes) -> None:
+    """Writes a file that `option` named, with the folder that it lies in."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"{option}: {path} cannot be written: {error.strerror}") from error
 
 
 def show_report(console: Console, found: StudyResults, store: ResultStore) -> None:

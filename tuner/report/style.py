@@ -44,7 +44,10 @@ figure h3 { margin: 0 0 .3rem; font-size: 1rem; overflow-wrap: anywhere; }
 figcaption { font-size: .85rem; line-height: 1.4; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
-.scroll { overflow-x: auto; }
+.scroll { overflow: auto; max-height: min(44rem, 85vh); }
+.scroll thead th { position: sticky; top: 0; z-index: 1; background: var(--paper); }
+.filter { width: min(24rem, 100%); margin: .3rem 0 .7rem; padding: .35rem .7rem; font: inherit;
+  color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: .4rem; }
 .trials { width: 100%; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 .trials th, .trials td { padding: .35rem .7rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -59,7 +62,7 @@ td details[open] { width: min(38rem, 75vw); white-space: normal; font-style: nor
 td details pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; }
   .launch pre { padding-top: 2.8rem; padding-right: 1rem; } }
-@media print { button { display: none; } }
+@media print { button, .filter { display: none; } .scroll { max-height: none; } }
 """
 
 SCRIPT = """
@@ -72,6 +75,16 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     } catch {
       getSelection().selectAllChildren(text);
       button.textContent = "Press Ctrl+C";
+    }
+  });
+}
+for (const field of document.querySelectorAll("input.filter")) {
+  const rows = [...document.getElementById(field.dataset.table).tBodies[0].rows];
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(" ");
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
     }
   });
 }
