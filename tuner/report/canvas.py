@@ -35,6 +35,7 @@ NARROW = (3.4, 2.5)  # three or four beside each other
 MAP = (3.5, 2.9)
 TEXT_PT = 10.0
 _PNG_DPI = 200
+_TITLE_HEIGHT = 0.2  # inches a line
 
 
 def axes_of(size: tuple[float, float]) -> tuple[Figure, Axes]:
@@ -117,7 +118,15 @@ def svg(figure: Figure, title: str, name: str) -> str:
 
 def png(figure: Figure, title: str) -> bytes:
     """The figure under its title as a PNG on paper, for slides and chats."""
-    figure.suptitle(title, x=0.02, ha="left", size=TEXT_PT, weight="bold", color=INK, parse_math=False)
+    if figure.legends:  # a title of the figure itself would lie on the legend
+        above = figure.legends[0]
+        above.set_title(title)
+        above.set_alignment("left")
+        heading = above.get_title()
+    else:
+        heading = figure.suptitle(title, x=0.02, ha="left")
+    heading.set(color=INK, size=TEXT_PT, weight="bold", parse_math=False)
+    figure.set_figheight(figure.get_figheight() + _TITLE_HEIGHT * (1 + title.count("\n")))
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=_PNG_DPI, facecolor=PAPER, metadata={"Software": None})
     return sink.getvalue()
