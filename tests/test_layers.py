@@ -23,7 +23,7 @@ LAYERS = {
     "plan stopping progress analysis",
     "adapters": "engines load results report export",
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
-    "bench check",
+    "bench check standing",
     "ray": "search sharing cluster trial recorder study",
     "surfaces": "cli live jobs",
 }

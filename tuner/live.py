@@ -38,9 +38,9 @@ class LiveStudy:
             f"{ended} of {progress.planned} trials",
             _time_left(progress),
         )
-        waiting = f"{progress.waiting} waiting for GPUs   " if progress.waiting else ""
-        counts = Text(f"{progress.running} running   {waiting}{progress.finished} finished   ")
-        counts.append(f"{progress.failed} failed", style="red" if progress.failed else "")
+        counts = Text(counts_text(progress))
+        if progress.failed:
+            counts.highlight_words([f"{progress.failed} failed"], "red")
         lines: list[RenderableType] = [Text(self.title, style="bold"), bar, counts]
         if progress.trouble:
             lines.append(Text(progress.trouble, style="bold yellow"))
@@ -50,6 +50,13 @@ class LiveStudy:
         if (more := len(progress.places) - _MOST_PLACES) > 0:
             lines.append(Text(f"and {more} more", style="dim"))
         return Group(*lines)
+
+
+def counts_text(progress: StudyProgress) -> str:
+    """How many trials run, wait and have ended."""
+    waiting = f"{progress.waiting} waiting for GPUs   " if progress.waiting else ""
+    ended = f"{progress.finished} finished   {progress.failed} failed"
+    return f"{progress.running} running   {waiting}{ended}"
 
 
 def _time_left(progress: StudyProgress) -> str:
@@ -70,16 +77,17 @@ def trial_text(row: dict[str, Any]) -> str:
 
 def _objective(row: dict[str, Any]) -> str:
     value = row["objective"]
+    if value is None:
+        return "no result"
     unit = seconds(value) if row["objective_unit"] == "s" else Unit(row["objective_unit"], 1.0)
     return unit.amount(value)
 
 
-def progress_line(progress: StudyProgress) -> str:
-    """A line for logs: how far the study is, and its newest trial."""
-    assert progress.last is not None
+def progress_line(progress: StudyProgress, row: dict[str, Any]) -> str:
+    """A line for logs: how far the study is, and a trial of it that has ended."""
     ended = progress.finished + progress.failed
-    new = "  NEW BEST" if progress.best is progress.last else ""
-    return f"[{ended}/{progress.planned}] {trial_text(progress.last)}{new}"
+    new = "  NEW BEST" if progress.best is not None and progress.best["trial"] == row["trial"] else ""
+    return f"[{ended}/{progress.planned}] {trial_text(row)}{new}"
 
 
 def report_line(report: Report) -> str:

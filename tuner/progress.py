@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
+
+# Of a trial's row: what there is to show of one that has ended.
+_TOLD = (
+    *("trial", "kind", "config", "objective", "objective_unit", "score", "loss", "slo_met"),
+    *("failure_stage", "failure_cause", "failure_detail", "stopped_early"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,3 +54,34 @@ class StudyProgress:
         ended = self.finished + self.failed
         new = ended - self.before
         return self.elapsed_s / new * max(self.planned - ended, 0) if new else None
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it; of `best` and `last` only what there is to show."""
+        told = {
+            name: row and {key: row.get(key) for key in _TOLD}
+            for name, row in (("best", self.best), ("last", self.last))
+        }
+        return {**asdict(self), **told}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> StudyProgress:
+        """What `document` gave. KeyError, TypeError or ValueError where it is something else."""
+        numbers = ("planned", "running", "waiting", "finished", "failed", "before")
+        return cls(
+            **{name: int(document[name]) for name in numbers},
+            elapsed_s=float(document["elapsed_s"]),
+            best=_row(document["best"]),
+            last=_row(document["last"]),
+            places=tuple(
+                Place(int(each["trial"]), str(each["node"]), tuple(map(str, each["gpu_ids"])))
+                for each in document["places"]
+            ),
+            trouble=str(document["trouble"]),
+        )
+
+
+def _row(told: Any) -> dict[str, Any] | None:
+    if told is None:
+        return None
+    json.loads(told["config"])
+    return {key: told[key] for key in _TOLD}

@@ -33,6 +33,7 @@ from tuner.rig import calibrated, rig
 from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher
 from tuner.secrets import redacted, referenced
 from tuner.sharing import Sharing
+from tuner.standing import Journal, State
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
@@ -56,12 +57,7 @@ class StudyOutcome:
     @property
     def exit_code(self) -> int:
         """0; 3 where no trial met the SLOs; 4 where no trial finished; 130 where it was interrupted."""
-        if self.interrupted:
-            return 130
-        found = summary(self.results)
-        if found.slo is not None and found.slo.judged and not found.slo.met:
-            return 3
-        return 4 if found.best is None else 0
+        return 130 if self.interrupted else summary(self.results).exit_code
 
 
 def run_study(
@@ -125,9 +121,6 @@ def run_study(
             else:
                 store.tidy()
                 store.amend(**past.amended(about))
-            recorder = Recorder(store, task, adapter, capacity, lambda: searcher.planned, watch, past)
-            most_gpus = max(node.gpus for node in nodes_of(kind))
-            searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
             context = TrialContext(
                 study=store.study,
                 task=task,
@@ -139,8 +132,14 @@ def run_study(
                 accelerator=kind,
             )
             at_once = setup.max_concurrent or capacity.at_once
-            with _study_log(store.study) as log_path:
+            with _study_log(store.study) as log_path, Journal(store, watch) as journal:
+                recorder = Recorder(
+                    store, task, adapter, capacity, lambda: searcher.planned, journal.show, past
+                )
+                most_gpus = max(node.gpus for node in nodes_of(kind))
+                searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
                 interrupted = _searched(context, searcher, recorder, store, at_once)
+                journal.end(State.INTERRUPTED if interrupted else State.FINISHED)
     return StudyOutcome(store.read(), store.location, log_path, interrupted)
 
 

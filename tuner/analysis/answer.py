@@ -101,6 +101,13 @@ class Summary:
         """Whether nothing beat the engine's defaults."""
         return self.best is not None and self.best["kind"] == "baseline"
 
+    @property
+    def exit_code(self) -> int:
+        """With which a command ends: 3 where no trial met the SLOs, 4 where none finished, else 0."""
+        if self.slo is not None and self.slo.judged and not self.slo.met:
+            return 3
+        return 4 if self.best is None else 0
+
 
 def summary(results: StudyResults) -> Summary:
     """The best trial and what it bought over the baseline.

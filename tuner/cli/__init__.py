@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from tuner.cli import foreseeing, machine, measuring, reading, tuning
+from tuner.cli import foreseeing, machine, measuring, reading, tuning, watching
 from tuner.cli.options import examples
 from tuner.errors import TunerError
 
@@ -28,6 +28,7 @@ def cli() -> None:
 for _command in (
     tuning.run,
     tuning.resume,
+    watching.watch,
     foreseeing.check,
     foreseeing.predict,
     foreseeing.calibrate,

@@ -46,4 +46,7 @@ def store_of(study: str | None, results: str | None) -> ResultStore:
         if not kept:
             raise StudyError(f"no study is kept in {root}; `tuner run TASK` makes one")
         study = kept[0]
-    return ResultStore(root, study)
+    store = ResultStore(root, study)
+    if not store.exists():
+        raise StudyError(f"no study {study!r} in {store.root}")
+    return store

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,15 +42,24 @@ class Watching:
             self._live.stop()
 
     def show(self, progress: StudyProgress) -> None:
-        """Takes the newest progress."""
+        """Takes the newest progress of a study of this process, which misses none of its trials."""
+        before, self._study.progress = self._study.progress, progress
+        new = progress.last is not None and progress.last != getattr(before, "last", None)
+        self._print(before, [progress.last] if new and progress.last else [])
+
+    def caught_up(self, progress: StudyProgress | None, rows: Sequence[dict[str, Any]]) -> None:
+        """Takes the newest progress of a study elsewhere, and the trials that have ended since the last."""
+        before, self._study.progress = self._study.progress, progress
+        self._print(before, rows)
+
+    def _print(self, before: StudyProgress | None, rows: Sequence[dict[str, Any]]) -> None:
+        """Where no terminal looks: a line for each trial that has ended, and for trouble that is new."""
+        progress = self._study.progress
+        if not self._lines or progress is None:
+            return
         from tuner.live import progress_line
 
-        before, self._study.progress = self._study.progress, progress
-        if not self._lines:
-            return
-        lines = []
-        if progress.last is not None and progress.last != getattr(before, "last", None):
-            lines.append(progress_line(progress))
+        lines = [progress_line(progress, row) for row in rows]
         if progress.trouble and progress.trouble != getattr(before, "trouble", ""):
             lines.append(progress.trouble)
         for line in lines:

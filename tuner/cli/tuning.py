@@ -21,7 +21,7 @@ from tuner.cli.options import (
     virtual_option,
 )
 from tuner.cli.screen import Watching, console_for, show_report
-from tuner.errors import StudyError, UsageError
+from tuner.errors import UsageError
 from tuner.results import ResultStore, default_root
 
 if TYPE_CHECKING:
@@ -127,8 +127,6 @@ def resume(
     from tuner.task import load_task, make_task
 
     store = store_of(study, results)
-    if not store.exists():
-        raise StudyError(f"no study {store.study!r} in {store.root}")
     about = store.about()
     task = (
         load_task(task_path) if task_path else make_task(about.get("task", {}), f"{store.study}/study.json")
