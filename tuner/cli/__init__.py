@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from tuner.cli import foreseeing, machine, measuring, reading, tuning, watching
+from tuner.cli import comparing, foreseeing, listing, machine, measuring, reading, tuning, watching
 from tuner.cli.options import examples
 from tuner.errors import TunerError
 
@@ -35,8 +35,9 @@ for _command in (
     measuring.trial,
     measuring.bench,
     reading.report,
+    comparing.compare,
     reading.export,
-    reading.list_studies,
+    listing.list_studies,
     machine.list_engines,
     machine.schema,
 ):

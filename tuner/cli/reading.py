@@ -1,4 +1,4 @@
-"""`tuner report`, `export` and `studies`: what the studies that are kept found."""
+"""`tuner report` and `export`: what a study that is kept found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from tuner.cli.options import examples, results_option, store_of, study_argument
 from tuner.cli.screen import console_for, launch_text, show_bench, show_report, write
-from tuner.results import StudyResults, default_root, studies
+from tuner.results import StudyResults
 
 
 @click.command(
@@ -58,11 +58,3 @@ def export(study: str | None, results: str | None, form: str) -> None:
     from tuner.export import FORMATS, best_deployment
 
     click.echo(FORMATS[form](best_deployment(store_of(study, results).read())), nl=False)
-
-
-@click.command("studies", epilog=examples("tuner studies\ntuner studies --results s3://bucket/studies"))
-@results_option
-def list_studies(results: str | None) -> None:
-    """Lists the studies that are kept, the newest first."""
-    for name in studies(results or default_root()):
-        click.echo(name)

@@ -1,7 +1,6 @@
 """The report as one HTML file: no network, no fonts or scripts from elsewhere; the answer comes first.
 
-Everything that a task, an engine or a model wrote is escaped where it enters the page, and the page's
-own policy forbids to load anything at all.
+Everything that a task, an engine or a model wrote is escaped where it enters the page.
 """
 
 from __future__ import annotations
@@ -27,10 +26,8 @@ from tuner.analysis.trials import Trial, command_of, is_number, is_true, objecti
 from tuner.report import sentences, words
 from tuner.report.canvas import svg
 from tuner.report.plots import Plot, every_plot
-from tuner.report.style import CSS, SCRIPT
+from tuner.report.style import document
 from tuner.results import StudyResults
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
 _KINDS = {"baseline": " (engine's defaults)", "confirm": " (measured again)"}
 _SECTIONS = {  # of the page, by what `plots` calls them
@@ -76,13 +73,7 @@ def html(results: StudyResults, launch: str | None) -> str:
             *_task(results),
         ]
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 def _head(results: StudyResults, title: str) -> Iterator[str]:

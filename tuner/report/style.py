@@ -1,4 +1,7 @@
-"""The page's look and its few lines of script: a copy button, and tables that sort by a click."""
+"""What pages have in common: the look, a few lines of script, and a policy that forbids to load anything.
+
+The script is a copy button, tables that sort by a click, and a field that filters a table's lines.
+"""
 
 from __future__ import annotations
 
@@ -114,3 +117,16 @@ for (const table of document.querySelectorAll("table.trials")) {
   });
 }
 """
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+
+
+def document(title: str, body: str) -> str:
+    """A whole page; both are HTML."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
