@@ -132,17 +132,20 @@ def failures(trials: pd.DataFrame, parameter: str) -> pd.DataFrame:
 
 
 def where_trials_fail(trials: pd.DataFrame) -> list[str]:
-    """The parameters whose values tell failed trials from others, the best first; empty without failures.
+    """The parameters whose values tell where trials fail, the best first; empty without failures.
 
-    Those with an ε² of failing of 5 % or more; where none has, the one that has most.
+    By the ε² of the one cause that a parameter tells best: those of 5 % or more, or the first alone.
     """
-    ended = np.array([float(status(trial) is Status.FAILED) for trial in rows(trials)])
-    own = np.array([trial["kind"] != "baseline" for trial in rows(trials)], dtype=bool)
+    own = trials[trials["kind"] != "baseline"]
+    causes = [trial["failure_cause"] if status(trial) is Status.FAILED else None for trial in rows(own)]
+    ended = {
+        cause: np.array([each == cause for each in causes], dtype=float) for cause in set(causes) - {None}
+    }
     shares = {}
-    for name in parameters_of(trials):
-        groups = _groups([config.get(name) for config in trials["config"][own]])
-        shares[name] = _epsilon_squared(ended[own], groups)
-    ranked = sorted(shares, key=lambda name: -shares[name]) if ended.any() else []
+    for name in parameters_of(own):
+        groups = _groups([config.get(name) for config in own["config"]])
+        shares[name] = max((_epsilon_squared(failed, groups) for failed in ended.values()), default=0.0)
+    ranked = sorted(shares, key=lambda name: -shares[name]) if ended else []
     return [name for name in ranked if shares[name] >= _TELLS] or ranked[:1]
 
 

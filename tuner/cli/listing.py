@@ -11,8 +11,9 @@ import click
 
 from tuner.cli.options import examples, results_option
 from tuner.cli.screen import console_for, show
-from tuner.results import default_root
+from tuner.results import default_root, studies
 
+_NEWEST = 25
 _WIDE = 240  # columns, where no terminal looks: a line is a study's then
 
 if TYPE_CHECKING:
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
     epilog=examples("tuner studies\ntuner studies --results s3://bucket/studies\ntuner studies --json"),
 )
 @results_option
+@click.option("--all", "every", is_flag=True, help=f"All of them [default: the {_NEWEST} newest].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_studies(results: str | None, as_json: bool) -> None:
+def list_studies(results: str | None, every: bool, as_json: bool) -> None:
     """Lists the studies that are kept, the newest first: how they stand, and what they found."""
     from tuner.overview import overviews
 
     root = results or default_root()
-    found = list(overviews(root))
+    names = studies(root)
+    shown = names if every else names[:_NEWEST]
+    found = overviews(root, shown)
     if as_json:
         click.echo(json.dumps([each.document() for each in found], indent=2))
         return
@@ -46,6 +50,8 @@ def list_studies(results: str | None, as_json: bool) -> None:
     for each in found:
         if each.standing is None:
             click.echo(f"{each.study}: {each.error}")
+    if len(names) > len(shown):
+        click.echo(f"and {len(names) - len(shown)} older ones: --all")
 
 
 def _table(found: Sequence[Overview]) -> RenderableType:

@@ -66,14 +66,20 @@ def _shared_table(found: Comparison, match: Matched) -> Table:
 def comparison_html(found: Comparison) -> str:
     """The comparison as one page that needs no network."""
     title = escape(f"{len(found.sides)} studies side by side")
-    body = "\n".join([f"<h1>{title}</h1>", *_parts(found)])
+    body = "\n".join([*_simulated(found), f"<h1>{title}</h1>", *_parts(found)])
     return document(title, body)
 
 
+def _simulated(found: Comparison) -> Iterator[str]:
+    """What was no measurement, and of which studies where it is not all of them."""
+    said = {side.study: sentences.simulated_sentence(side.results) for side in found.sides}
+    for sentence in dict.fromkeys(filter(None, said.values())):
+        names = [] if len(set(said.values())) == 1 else [name for name in said if said[name] == sentence]
+        whose = f"{', '.join(names)}: " if names else ""
+        yield f'<p class="simulated">{escape(whose)}{sentence}</p>'
+
+
 def _parts(found: Comparison) -> Iterator[str]:
-    for side in found.sides:
-        if simulated := sentences.simulated_sentence(side.results):
-            yield f'<p class="simulated">{escape(side.study)}: {simulated}</p>'
     yield "<h2>What each found</h2>"
     if (figure := _values_plot(found.sides)) is not None:
         drawn = svg(figure, "Best and defaults of each study", "values")
@@ -114,7 +120,7 @@ def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
-        f'<div class="scroll"><table class="trials"><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table class="trials fixed"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

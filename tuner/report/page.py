@@ -47,7 +47,7 @@ _SECTIONS = {  # of the page, by what `plots` calls them
     "pair": (
         "Parameters in pairs",
         "The geometric mean over the finished trials, darker where it is better, in brackets where none "
-        "kept the SLOs. Blank was not measured, a cross is where no trial finished; the frame has the best.",
+        "kept the SLOs. Blank was not measured, a cross is where no trial finished; the star has the best.",
     ),
     "failures": (
         "Where trials fail",

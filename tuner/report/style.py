@@ -55,6 +55,7 @@ svg text { font-family: system-ui, sans-serif !important; }
 .trials th, .trials td { padding: .35rem .7rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); white-space: nowrap; }
 .trials th { cursor: pointer; user-select: none; color: var(--soft); font-weight: 600; }
+.trials.fixed th { cursor: auto; }
 .trials th[aria-sort=ascending]::after { content: " ▲"; }
 .trials th[aria-sort=descending]::after { content: " ▼"; }
 .trials .number { text-align: right; }
@@ -91,7 +92,7 @@ for (const field of document.querySelectorAll("input.filter")) {
     }
   });
 }
-for (const table of document.querySelectorAll("table.trials")) {
+for (const table of document.querySelectorAll("table.trials:not(.fixed)")) {
   const heads = [...table.tHead.rows[0].cells];
   const key = (row, column) => {
     const text = row.cells[column].dataset.value ?? row.cells[column].textContent;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -93,12 +94,19 @@ def _draw_numbers(
     axes: Axes, table: pd.DataFrame, values: pd.Series[float], own: pd.DataFrame, scale: ValueAxis
 ) -> None:
     """Points over a numeric axis; the mean over each bin of values, and its interval."""
-    ends = [group.first for group in table["group"]] + [group.last for group in table["group"]]
-    if min(ends) > 0 and max(ends) >= 50 * min(ends):
+    if _by_ratio(values):
         axes.set_xscale("log")
     _draw_points(axes, values, own, scale)
     for row in table[table["n"] > 0].to_dict("records"):
         _draw_mean(axes, row, (row["group"].first, row["group"].last), scale)
+
+
+def _by_ratio(values: pd.Series[float]) -> bool:
+    """Whether values span ratios: their median is nearer to the ends' geometric mean than to the other."""
+    low, high, middle = float(values.min()), float(values.max()), float(values.median())
+    if not 0 < 50 * low <= high:
+        return False
+    return abs(math.log(middle**2 / (low * high))) < 2 * abs(math.log(2 * middle / (low + high)))
 
 
 def _draw_values(
@@ -219,7 +227,7 @@ def _brief(value: float) -> str:
 
 
 def _mark_best(axes: Axes, table: Pair, first: Any, second: Any) -> None:
-    """A frame round the cell of the best configuration."""
+    """A frame and a star in the cell of the best configuration."""
     place = [
         next((k for k, group in enumerate(groups) if _within(value, group)), None)
         for groups, value in ((table.first, first), (table.second, second))
@@ -227,6 +235,8 @@ def _mark_best(axes: Axes, table: Pair, first: Any, second: Any) -> None:
     if place[0] is not None and place[1] is not None:
         corner = (place[0] - 0.5, place[1] - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, lw=2.5, zorder=5))
+        star: dict[str, Any] = {"color": ORANGE, "mec": PAPER, "mew": 0.7, "ms": 10, "zorder": 6}
+        axes.plot([place[0] - 0.3], [place[1] + 0.26], "*", **star)
 
 
 def _within(value: Any, group: Group) -> bool:
