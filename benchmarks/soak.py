@@ -117,7 +117,7 @@ class Chaos:
             if time.monotonic() < due or self.killed >= self._most:
                 continue
             family = processes.below(os.getpid()).items()
-            actors = [pid for pid, line in family if line.startswith("ray::ResourceTrainable")]
+            actors = [pid for pid, line in family if line.startswith("ray::EngineTrial")]
             if actors:
                 os.kill(self._chance.choice(actors), signal.SIGKILL)
                 self.killed += 1

@@ -24,7 +24,7 @@ LAYERS = {
     "adapters": "engines load results report export",
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
     "bench check standing overview",
-    "ray": "search sharing cluster trial recorder study",
+    "ray": "search sharing cluster dashboard trial recorder study",
     "surfaces": "cli live jobs",
 }
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts.split()}
@@ -37,7 +37,7 @@ ACCEPTED = {
 STRANGERS = [("engines", "load"), ("load", "engines")]  # in one layer, and never to know of each other
 
 HOMES = {
-    "ray": {"search", "sharing", "cluster", "trial", "recorder", "study"},
+    "ray": {"search", "sharing", "cluster", "dashboard", "trial", "recorder", "study"},
     "optuna": {"search"},
     "pyarrow": {"results"},
     "json5": {"task"},

@@ -176,7 +176,7 @@ def _kill_a_trial_actor() -> int:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for pid, line in processes.below(os.getpid()).items():  # of this cluster
-            if line.startswith("ray::") and "Trainable.train" in line:
+            if line.startswith("ray::") and "EngineTrial.train" in line:
                 os.kill(pid, signal.SIGKILL)
                 return pid
         time.sleep(0.1)

@@ -48,12 +48,7 @@ def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[
             raise UsageError(
                 f"--num-gpus describes a local machine; the cluster at {address} has its own GPUs"
             )
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": _WORKER_ENV},
-        )
+        _connect(address)
         with _disconnecting():
             yield
     else:
@@ -89,6 +84,20 @@ def _disconnecting() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """UsageError where no cluster answers at `address`."""
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _WORKER_ENV},
+        )
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}: {reason}") from error
 
 
 def _start_local(folder: str, num_gpus: int | None) -> None:

@@ -22,6 +22,7 @@ from tuner.accelerators import required
 from tuner.analysis import summary
 from tuner.capacity import capacity_for, refusal
 from tuner.cluster import cluster, gpus_by_kind, nodes_of
+from tuner.dashboard import StudyMetrics, show_log, trial_name
 from tuner.engines.base import Engine
 from tuner.errors import UsageError
 from tuner.experience import Experience, experience
@@ -132,7 +133,9 @@ def run_study(
                 accelerator=kind,
             )
             at_once = setup.max_concurrent or capacity.at_once
+            watch = _watched_by(watch, store.study, task.objective.name)
             with _study_log(store.study) as log_path, Journal(store, watch) as journal:
+                show_log(store.study, "study", log_path)
                 recorder = Recorder(
                     store, task, adapter, capacity, lambda: searcher.planned, journal.show, past
                 )
@@ -215,8 +218,21 @@ def _fit(
 
 
 def _trial_name(trial: Any) -> str:
-    again = f"-{trial.config['attempt']}" if trial.config["attempt"] > 1 else ""
-    return f"trial-{trial.config['number']:05d}{again}"
+    return trial_name(trial.config["number"], trial.config["flags"], trial.config["attempt"])
+
+
+def _watched_by(
+    watch: Callable[[StudyProgress], None] | None, study: str, objective: str
+) -> Callable[[StudyProgress], None]:
+    """Tells the dashboard as well."""
+    metrics = StudyMetrics(study)
+
+    def show(progress: StudyProgress) -> None:
+        metrics.show(progress, objective)
+        if watch:
+            watch(progress)
+
+    return show
 
 
 def _study_name(task: Task, wanted: str | None) -> str:

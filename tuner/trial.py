@@ -19,6 +19,7 @@ import ray
 from ray import tune
 
 from tuner.accelerators import kind_of, selector
+from tuner.dashboard import LevelMetrics, show_log, title_process, trial_name
 from tuner.evaluate import Report, evaluate
 from tuner.objective import FAILED_TIER as UNKNOWN
 from tuner.results import data_home
@@ -67,7 +68,13 @@ class EngineTrial(tune.Trainable):
         assert context is not None
         self._context = context
         os.environ.update(context.secrets)
+        self._metrics = LevelMetrics(context.study)
         self._begin(config)
+
+    def __repr__(self) -> str:
+        """As the dashboard lists its actor, which asks once and may get further trials of its size."""
+        gpus = len(self._info.gpu_ids)
+        return f"{self._context.study}, {gpus} GPU{'s' * (gpus != 1)}"
 
     def _begin(self, config: dict[str, Any]) -> None:
         context = self._context
@@ -84,6 +91,9 @@ class EngineTrial(tune.Trainable):
             log_path=str(engine_log(context.study, config["number"])),
             attempts=config["attempt"],
         )
+        self._name = trial_name(config["number"], config["flags"], config["attempt"])
+        if not context.virtual:  # there, nothing writes a log
+            show_log(context.study, self._name, Path(self._info.log_path))
         self._placed = False
         self._began = time.monotonic()
         measured_by = context.rig(config["number"])
@@ -105,7 +115,10 @@ class EngineTrial(tune.Trainable):
             self._placed = True
             unknown = dict.fromkeys(metric_names(len(self._context.task.objectives)), UNKNOWN)
             return {**unknown, PLACED: self._info.node_id, "info": self._info}
+        title_process(self._name)
         report = next(self._reports)
+        if report.step is not None:
+            self._metrics.show(report.step)
         failure, others = report.failure, [score.loss for score in report.others]
         return {
             **dict(zip(metric_names(1 + len(others)), (report.score.loss, *others), strict=True)),
@@ -146,4 +159,6 @@ def trainable(context: TrialContext) -> Any:
         return tune.PlacementGroupFactory([held], strategy="STRICT_PACK", bundle_label_selector=where)
 
     with_context = tune.with_parameters(EngineTrial, context=context)
-    return tune.with_resources(with_context, resources)
+    placed: Any = tune.with_resources(with_context, resources)
+    placed.__name__ = placed.__qualname__ = EngineTrial.__name__  # else Tune's own, in every list of actors
+    return placed
