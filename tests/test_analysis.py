@@ -397,6 +397,27 @@ class TestNextSteps:
         (advice,) = analysis.next_steps(equal_trials().results())
         assert "equal within noise" in advice
 
+    def test_too_few_trials(self) -> None:
+        advice = " ".join(analysis.next_steps(studies.make(studies.grid(studies.PARAMETERS, 4)).results()))
+        assert "Fewer than 8 trials finished" in advice
+        assert "Fewer" not in " ".join(analysis.next_steps(studies.make().results()))
+
+    def test_too_much_noise(self) -> None:
+        configs = studies.grid(studies.PARAMETERS, 24)
+        for drift, said in ((0.15, "Runs of one configuration differ by"), (0.005, "")):
+            made = studies.make(configs, repeats=[configs[0], {}] * 4, drift=drift, fails=studies.never_fails)
+            advice = " ".join(analysis.next_steps(made.results()))
+            assert (said in advice) if said else ("Runs of one" not in advice)
+
+    def test_a_gain_that_may_be_noise(self) -> None:
+        made = studies.make(
+            [{"tp-size": 2}], repeats=[{"tp-size": 2}, {}], effect=lambda c: 0.95 if c else 1.0, drift=0.03
+        )
+        results = made.results()
+        gain = analysis.summary(results).gain
+        assert gain is not None and gain.low is not None and gain.low < 0 and gain.share > 0.03
+        assert "drowns in noise" in " ".join(analysis.next_steps(results))
+
     def test_the_edge_of_the_space(self) -> None:
         advice = " ".join(analysis.next_steps(studies.make().results()))
         assert "edge of the space in tp-size=2, mem-fraction-static=0.9" in advice

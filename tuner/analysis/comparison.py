@@ -19,7 +19,8 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from tuner.analysis.answer import CONFIDENCE, REQUEST_COLUMNS, STARTS_DIFFER, Summary, summary
-from tuner.analysis.trials import Trial, finished, objective_of, objectives_of, rows, slo_terms
+from tuner.analysis.confirmation import deviation, runs_of
+from tuner.analysis.trials import Trial, objective_of, objectives_of, slo_terms
 from tuner.errors import ResultsError, TunerError
 from tuner.objective import SloTerm
 from tuner.results import StudyResults
@@ -197,15 +198,6 @@ def _obstacles(first: Side, second: Side) -> Iterator[str]:
             yield f"{name}: {first.facts.get(name, '–')} and {second.facts.get(name, '–')}"
 
 
-def _runs(results: StudyResults) -> dict[str, list[Trial]]:
-    """By configuration, its finished runs: the first, then those that repeat it."""
-    found: dict[str, list[Trial]] = {}
-    for trial in rows(finished(results.trials)):
-        if 0 < trial["objective"] < math.inf:
-            found.setdefault(config_key(trial["config"]), []).append(trial)
-    return found
-
-
 def _best_runs(side: Side, runs: Mapping[str, list[Trial]]) -> list[Trial]:
     """The runs that tell of a study's best: its repeats, since the first was chosen for its luck."""
     assert side.answer.best is not None
@@ -217,9 +209,9 @@ class _Judge:
     """Says by how much one of two studies is better, with all that their runs may differ by chance."""
 
     def __init__(self, first: Side, second: Side) -> None:
-        self.runs = [_runs(side.results) for side in (first, second)]
+        self.runs = [runs_of(side.results) for side in (first, second)]
         self._objective = objective_of(first.results)
-        self._noise = _noise([own for runs in self.runs for own in runs.values()])
+        self._noise = deviation([own for runs in self.runs for own in runs.values()])
         other_prompts = first.facts["prompts"] != second.facts["prompts"]
         self._prompts = math.hypot(first.prompts_error, second.prompts_error) if other_prompts else 0.0
 
@@ -227,9 +219,9 @@ class _Judge:
         """Of the second's mean to the first's, with an interval that holds for `among` of them at once."""
         half = None
         if self._noise is not None:
-            deviation, freedom = self._noise
+            error, freedom = self._noise
             wide = float(student_t.ppf(1 - (1 - CONFIDENCE) / (2 * among), freedom))
-            half = wide * deviation * math.sqrt(1 / len(one) + 1 / len(two))
+            half = wide * error * math.sqrt(1 / len(one) + 1 / len(two))
         return self.of_gap(_mean(two) - _mean(one), half)
 
     def of_gap(self, gap: float, half: float | None) -> Ratio:
@@ -270,14 +262,6 @@ def _mean(runs: Sequence[Trial]) -> float:
     return float(np.mean([math.log(trial["objective"]) for trial in runs]))
 
 
-def _noise(every: Sequence[Sequence[Trial]]) -> tuple[float, int] | None:
-    """The standard deviation of log(objective) between runs of one configuration; its degrees of freedom."""
-    logs = [np.log([trial["objective"] for trial in runs]) for runs in every]
-    freedom = sum(len(own) - 1 for own in logs)
-    squares = sum(float(((own - own.mean()) ** 2).sum()) for own in logs)
-    return (math.sqrt(squares / freedom), freedom) if freedom else None
-
-
 def spread(side: Side, trial: Trial | None) -> Spread | None:
     """The 95 % interval of a trial's objective; None where it cannot be told.
 
@@ -286,14 +270,14 @@ def spread(side: Side, trial: Trial | None) -> Spread | None:
     """
     if trial is None:
         return None
-    runs = _runs(side.results)
+    runs = runs_of(side.results)
     own = runs.get(config_key(trial["config"]), [])
-    noise = _noise(list(runs.values()))
+    noise = deviation(list(runs.values()))
     value = float(trial["objective"])
     if noise is not None and own:
         repeats = [run for run in own if run["kind"] == "confirm"] or own
-        deviation, freedom = noise
-        wide = float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * deviation / math.sqrt(len(repeats))
+        error, freedom = noise
+        wide = float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * error / math.sqrt(len(repeats))
         return Spread(value * math.exp(-wide), value * math.exp(wide), "repeats")
     name = _STEP_COLUMNS.get(objective_of(side.results).name)
     steps = side.results.steps[side.results.steps["trial"] == trial["trial"]]
