@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +11,12 @@ from uuid import uuid4
 
 import processes
 import pytest
+from node_studies import Study, document, with_plugins
 from ray.cluster_utils import Cluster
-
-from tuner.results import ResultStore, StudyResults
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-PLUGINS = Path(__file__).parent / "plugins"
 BAD_NODE = "FAULTY_ENGINE_BAD_NODE"  # as the plug-in reads it
-IMPATIENT = (
-    "import sys, tuner.recorder; tuner.recorder.PATIENCE_S = 8.0\n"
-    "from tuner.cli import main; main(sys.argv[1:])"
-)
 
 
 @pytest.fixture
@@ -40,81 +30,15 @@ def cluster() -> Iterator[Cluster]:
         running.shutdown()
 
 
-def with_plugins() -> str:
-    return os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def add_node(cluster: Cluster, *, bad: bool = False) -> Any:
     env = {"PYTHONPATH": with_plugins(), **({BAD_NODE: "1"} if bad else {})}
     return cluster.add_node(num_cpus=2, num_gpus=2, env_vars=env)
 
 
-def document(marker: str, trials: int, level_s: float, **engine: Any) -> dict[str, Any]:
-    return {
-        "task_name": "nodes",
-        "model": {"id_or_path": "llama-3.1-8b-instruct"},
-        "base_runtime": "faulty",
-        "engine": engine,
-        "parameters": {"chunked-prefill-size": [256 * count for count in range(1, 17)]},
-        "optimization": {
-            "strategy": "random",
-            "max_iterations": trials,
-            "confirm": 0,
-            "early_stopping": False,
-        },
-        "benchmark": {
-            "model_name": marker,
-            "traffic_scenarios": ["D(64,16)"],
-            "num_concurrency": [1, 2],
-            "max_time_per_iteration": level_s,
-            "max_requests_per_iteration": 10_000,
-        },
-    }
-
-
-class Study:
-    """A study that runs on the cluster in a process of its own."""
-
-    def __init__(self, cluster: Cluster, folder: Path, task: dict[str, Any]) -> None:
-        self.folder = folder
-        (folder / "task.json").write_text(json.dumps(task))
-        command = [sys.executable, "-c", IMPATIENT, "run", str(folder / "task.json"), "--resume"]
-        env = {
-            **os.environ,
-            "RAY_ADDRESS": cluster.address,
-            "PYTHONPATH": with_plugins(),
-        }
-        with (folder / "out").open("w") as out:
-            self.process = subprocess.Popen(
-                [*command, "--results", str(folder), "--study", "s"], stdout=out, stderr=out, env=env
-            )
-
-    def said(self) -> str:
-        return (self.folder / "out").read_text()
-
-    def log(self) -> str:
-        [path] = Path(os.environ["XDG_DATA_HOME"], "autotuner", "logs").glob("task_s.log")
-        return path.read_text()
-
-    def rows(self) -> int:
-        return len(list((self.folder / "s" / "trials").glob("*.parquet")))
-
-    def until(self, condition: Any, what: str) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, f"never: {what}"
-            time.sleep(0.05)
-
-    def ended(self, exit_code: int = 0) -> StudyResults:
-        assert self.process.wait(timeout=240) == exit_code, self.said()
-        return ResultStore(self.folder, "s").read()
-
-
 def test_a_node_that_dies_in_mid_study_and_another_that_comes(cluster: Cluster, tmp_path: Path) -> None:
     marker = f"served-{uuid4().hex}"
     first, _ = add_node(cluster), add_node(cluster)
-    study = Study(cluster, tmp_path, document(marker, trials=10, level_s=2.0))
+    study = Study(cluster.address, tmp_path, document(marker, trials=10, level_s=2.0))
     try:
         study.until(lambda: study.rows() >= 2 and processes.with_marker(marker), "trials")
         before = {path.name: path.read_bytes() for path in (tmp_path / "s" / "trials").glob("*.parquet")}
@@ -139,7 +63,7 @@ def test_a_node_that_dies_in_mid_study_and_another_that_comes(cluster: Cluster, 
 def test_a_worker_process_that_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     marker = f"served-{uuid4().hex}"
     add_node(cluster)
-    study = Study(cluster, tmp_path, document(marker, trials=3, level_s=2.0))
+    study = Study(cluster.address, tmp_path, document(marker, trials=3, level_s=2.0))
     try:
         study.until(lambda: processes.with_marker(marker), "an engine")
         for actor in processes.at_the_other_end(processes.with_marker(marker)):
@@ -156,7 +80,7 @@ def test_a_worker_process_that_is_killed(cluster: Cluster, tmp_path: Path) -> No
 def test_a_node_that_loses_every_trial_is_left_out_and_named(cluster: Cluster, tmp_path: Path) -> None:
     add_node(cluster)
     bad = add_node(cluster, bad=True)
-    study = Study(cluster, tmp_path, document("served", trials=8, level_s=1.0))
+    study = Study(cluster.address, tmp_path, document("served", trials=8, level_s=1.0))
     try:
         results = study.ended()
     finally:
@@ -174,14 +98,14 @@ def test_a_node_that_loses_every_trial_is_left_out_and_named(cluster: Cluster, t
 def test_where_every_trial_is_lost_the_study_ends_and_goes_on_later(cluster: Cluster, tmp_path: Path) -> None:
     bad = add_node(cluster, bad=True)
     task = document("served", trials=3, level_s=1.0)
-    study = Study(cluster, tmp_path, task)
+    study = Study(cluster.address, tmp_path, task)
     try:
         trials = study.ended(exit_code=1).trials
         assert list(trials["failure_cause"]) == ["driver error"] * len(trials)
         assert "3 trials in a row were lost" in study.said()
         cluster.remove_node(bad, allow_graceful=False)
         add_node(cluster)
-        study = Study(cluster, tmp_path, task)
+        study = Study(cluster.address, tmp_path, task)
         trials = study.ended().trials
     finally:
         study.process.kill()
@@ -195,7 +119,7 @@ def test_where_no_node_is_left_the_study_waits_ends_and_goes_on_later(
     marker = f"served-{uuid4().hex}"
     only = add_node(cluster)
     task = document(marker, trials=4, level_s=2.0)
-    study = Study(cluster, tmp_path, task)
+    study = Study(cluster.address, tmp_path, task)
     try:
         study.until(lambda: study.rows() >= 1 and processes.with_marker(marker), "a trial")
         cluster.remove_node(only, allow_graceful=False)
@@ -203,7 +127,7 @@ def test_where_no_node_is_left_the_study_waits_ends_and_goes_on_later(
         assert "waiting for a node: a trial needs 1 GPUs on one node" in study.said()
         assert processes.gone(marker)
         add_node(cluster)
-        study = Study(cluster, tmp_path, task)
+        study = Study(cluster.address, tmp_path, task)
         trials = study.ended().trials
     finally:
         study.process.kill()

@@ -162,6 +162,25 @@ def _kill_the_actor(marker: str) -> bool:
     return all_gone(tree, marker)
 
 
+@on_the_cluster
+def test_after_the_driver_falls_silent(marker: str) -> None:
+    """As one does that a cut network parts from the trial's node, which Ray notices minutes later."""
+    import ray
+
+    from tuner.trial import TrialContext, trainable
+
+    task = task_for(marker, level_s=0.5)
+    context = TrialContext("silent", task, "hostile", 0, node_cpus=1, abandoned_s=1.0)
+    config = {"number": 0, "kind": "search", "flags": {}, "attempt": 1, "avoid": []}
+    actor = ray.remote(trainable(context)).remote(config=config)
+    for _ in range(2):  # where it runs, and its first load level
+        result = ray.get(actor.train.remote(), timeout=120)
+    assert not result["report"].done
+    assert processes.gone(marker)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actor.train.remote(), timeout=60)
+
+
 @pytest.mark.parametrize("whose", ["driver", "node"])
 def test_after_its_driver_or_its_node_is_killed(whose: str, marker: str, tmp_path: Path) -> None:
     """On a cluster of its own; a node is its raylet, whose end Ray's workers notice after some 15 s."""

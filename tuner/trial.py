@@ -7,6 +7,8 @@ trainable, because `cleanup` is given the time that an engine needs to leave its
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +38,9 @@ class TrialContext:
     """What every trial of a study shares. No trial holds more than `node_cpus` CPUs, whatever it asks.
 
     `secrets` are the driver's variables that the task refers to: a node need not have them. `accelerator`
-    is the kind of GPU that trials need, empty for any.
+    is the kind of GPU that trials need, empty for any. `abandoned_s` is how long an actor whose trial is not
+    over waits to hear from its driver: then it ends itself, and its engine with it. Ray's own limits may take
+    minutes where a node was cut off, and a driver pauses for `recorder.PATIENCE_S` at the most.
     """
 
     study: str
@@ -47,6 +51,7 @@ class TrialContext:
     virtual: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     accelerator: str = ""
+    abandoned_s: float = 900.0
 
     def rig(self, number: int) -> Rig:
         """What measures trial `number`; in virtual time its noise is its own, and the same every time."""
@@ -69,6 +74,7 @@ class EngineTrial(tune.Trainable):
         self._context = context
         os.environ.update(context.secrets)
         self._metrics = LevelMetrics(context.study)
+        self._abandoned = _new_timer(context.abandoned_s)
         self._begin(config)
 
     def __repr__(self) -> str:
@@ -111,6 +117,14 @@ class EngineTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Where the trial runs; then one load level: its report, the loss so far, whether it is over."""
+        self._abandoned.cancel()
+        result = self._result()
+        if not result.get(tune.result.DONE):
+            self._abandoned = _new_timer(self._context.abandoned_s)
+            self._abandoned.start()
+        return result
+
+    def _result(self) -> dict[str, Any]:
         if not self._placed:
             self._placed = True
             unknown = dict.fromkeys(metric_names(len(self._context.task.objectives)), UNKNOWN)
@@ -132,6 +146,7 @@ class EngineTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ends the engine, wherever the trial stands."""
+        self._abandoned.cancel()
         self._reports.close()  # type: ignore[attr-defined]  # evaluate is a generator
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -145,6 +160,13 @@ class EngineTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing, see `save_checkpoint`."""
+
+
+def _new_timer(after_s: float) -> threading.Timer:
+    """Ends this process, and thereby its engine, unless it is cancelled before."""
+    timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    return timer
 
 
 def trainable(context: TrialContext) -> Any:
