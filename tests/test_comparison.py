@@ -139,6 +139,19 @@ class TestWhatCompares:
         assert "One of them has no best configuration" in on_terminal(found)
         assert found.sides[1].answer.best is None
 
+    def test_a_study_without_a_trial_is_shown(self) -> None:
+        empty = study("b", configs=[], repeats=[], baseline=False, objective="maximize_throughput")
+        found = of(study("a", objective="maximize_throughput"), empty)
+        for text in (on_terminal(found), comparison_html(found)):
+            assert "One of them has no best configuration" in text
+
+    def test_what_is_simulated_says_so(self) -> None:
+        both = of(study("a", simulated=True), study("b", simulated=True))
+        one = of(study("a", simulated=True), study("b"))
+        for found, said in ((both, "SIMULATED: "), (one, "a: SIMULATED: ")):
+            assert on_terminal(found).startswith(said)
+            assert f'<p class="simulated">{said}' in comparison_html(found)
+
     def test_one_study_is_no_comparison(self) -> None:
         with pytest.raises(ResultsError, match="two studies"):
             of(study("a"))

@@ -1,12 +1,10 @@
-"""Studies side by side, for the terminal, as a page and as JSON."""
+"""Studies side by side, for the terminal and as JSON; what the page says, too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Iterator
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -15,10 +13,8 @@ from rich.text import Text
 from tuner.analysis.comparison import Comparison, Matched, Ratio, Side, spread
 from tuner.analysis.trials import Trial
 from tuner.report import sentences, words
-from tuner.report.canvas import GREEN, INK, ORANGE, WIDE, axes_of, legend, svg
-from tuner.report.style import document
 
-_HEADS = ("Study", "Best [95 %]", "Defaults [95 %]", "Gain [95 %]", "SLOs", "Trials", "GPU time")
+HEADS = ("Study", "Best [95 %]", "Defaults [95 %]", "Gain [95 %]", "SLOs", "Trials", "GPU time")
 _MOST_SHARED = 8  # configurations that the terminal shows of two studies
 _OTHER_PROMPTS = (
     "Their prompts are others, which the intervals cover; studies with the same --seed compare more sharply."
@@ -32,10 +28,12 @@ def comparison_terminal(found: Comparison) -> RenderableType:
 
 
 def _lines(found: Comparison) -> Iterator[RenderableType]:
+    for line in simulated_lines(found):
+        yield Text(line, style="bold yellow")
     yield _section("What each found")
-    table = _table(*_HEADS)
+    table = _table(*HEADS)
     for side in found.sides:
-        table.add_row(*map(Text, _row(side)))
+        table.add_row(*map(Text, side_row(side)))
     yield _indented(table)
     yield _section("What differs")
     if not found.differences:
@@ -45,116 +43,53 @@ def _lines(found: Comparison) -> Iterator[RenderableType]:
         for value, studies in groups:
             yield Padding(Text(f"{value}  ({', '.join(studies)})"), (0, 0, 0, 4))
     for match in found.matches:
-        yield _section(_title(found, match))
+        yield _section(pair_title(found, match))
         yield from (_indented(Text(line)) for line in verdicts(found, match))
         if match.shared:
             yield _indented(_shared_table(found, match))
 
 
-def _shared_table(found: Comparison, match: Matched) -> Table:
+def shared_heads(found: Comparison, match: Matched) -> list[str]:
+    """The headings of what two studies both measured."""
     unit = words.unit_of(found.sides[match.first].results)
     names = [found.sides[place].study for place in (match.first, match.second)]
-    table = _table("Configuration", *(f"{name} ({unit.name})" for name in names), "Difference [95 %]")
-    for each in match.shared[:_MOST_SHARED]:
-        values = [unit.number(each.first), unit.number(each.second), ratio_text(each.ratio)]
-        table.add_row(Text(words.config_text(each.config)), *values)
+    return ["Configuration", *(f"{name} ({unit.name})" for name in names), "Difference [95 %]"]
+
+
+def shared_rows(found: Comparison, match: Matched) -> list[list[str]]:
+    """A line for each configuration that both measured."""
+    unit = words.unit_of(found.sides[match.first].results)
+    return [
+        [
+            words.config_text(each.config),
+            unit.number(each.first),
+            unit.number(each.second),
+            ratio_text(each.ratio),
+        ]
+        for each in match.shared
+    ]
+
+
+def _shared_table(found: Comparison, match: Matched) -> Table:
+    table = _table(*shared_heads(found, match))
+    for row in shared_rows(found, match)[:_MOST_SHARED]:
+        table.add_row(*map(Text, row))
     if (more := len(match.shared) - _MOST_SHARED) > 0:
         table.add_row(f"and {more} more", "", "", "")
     return table
 
 
-def comparison_html(found: Comparison) -> str:
-    """The comparison as one page that needs no network."""
-    title = escape(f"{len(found.sides)} studies side by side")
-    body = "\n".join([*_simulated(found), f"<h1>{title}</h1>", *_parts(found)])
-    return document(title, body)
-
-
-def _simulated(found: Comparison) -> Iterator[str]:
+def simulated_lines(found: Comparison) -> list[str]:
     """What was no measurement, and of which studies where it is not all of them."""
     said = {side.study: sentences.simulated_sentence(side.results) for side in found.sides}
+    lines = []
     for sentence in dict.fromkeys(filter(None, said.values())):
-        names = [] if len(set(said.values())) == 1 else [name for name in said if said[name] == sentence]
-        whose = f"{', '.join(names)}: " if names else ""
-        yield f'<p class="simulated">{escape(whose)}{sentence}</p>'
+        names = [name for name in said if said[name] == sentence]
+        lines.append(sentence if len(names) == len(said) else f"{', '.join(names)}: {sentence}")
+    return lines
 
 
-def _parts(found: Comparison) -> Iterator[str]:
-    yield "<h2>What each found</h2>"
-    if (figure := _values_plot(found.sides)) is not None:
-        drawn = svg(figure, "Best and defaults of each study", "values")
-        note = "Bars are 95 % intervals, where they can be told."
-        yield f'<div class="plots"><figure>{drawn}<figcaption>{note}</figcaption></figure></div>'
-    heads = [*_HEADS, "Best configuration"]
-    yield _html_table(
-        heads, [[*_row(side), words.config_text(_config(side.answer.best))] for side in found.sides]
-    )
-    yield "<h2>What differs</h2>"
-    if found.differences:
-        rows = [[name, *values] for name, values in found.differences.items()]
-        yield _html_table(["", *(side.study for side in found.sides)], rows)
-    else:
-        yield "<p>Nothing: the same task, on the same engine, version and GPUs.</p>"
-    for match in found.matches:
-        yield f"<h2>{escape(_title(found, match))}</h2>"
-        yield from (f"<p>{escape(line)}</p>" for line in verdicts(found, match))
-        if match.shared:
-            unit = words.unit_of(found.sides[match.first].results)
-            names = [found.sides[place].study for place in (match.first, match.second)]
-            yield _html_table(
-                ["Configuration", *(f"{name} ({unit.name})" for name in names), "Difference [95 %]"],
-                [
-                    [
-                        words.config_text(each.config),
-                        unit.number(each.first),
-                        unit.number(each.second),
-                        ratio_text(each.ratio),
-                    ]
-                    for each in match.shared
-                ],
-            )
-
-
-def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    lines = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f'<div class="scroll"><table class="trials fixed"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _values_plot(sides: Sequence[Side]) -> Figure | None:
-    """Best and defaults of each study; None where the objectives differ or nothing was measured."""
-    if len({side.facts["objective"] for side in sides}) > 1:
-        return None
-    shown = [side for side in sides if side.answer.best is not None]
-    if not shown:
-        return None
-    figure, axes = axes_of((WIDE[0], 1.2 + 0.5 * len(shown)))
-    unit = words.unit_of(shown[0].results)
-    looks = {"best": ("*", ORANGE, 12, -0.12), "engine's defaults": ("D", GREEN, 7, 0.12)}
-    for place, side in enumerate(shown):
-        for name, trial in zip(looks, (side.answer.best, side.answer.baseline), strict=True):
-            if trial is None or not trial["objective"] > 0:
-                continue
-            marker, colour, size, offset = looks[name]
-            value, around = float(trial["objective"]) * unit.factor, spread(side, trial)
-            if around is not None:
-                ends = [around.low * unit.factor, around.high * unit.factor]
-                axes.plot(ends, [place + offset] * 2, color=INK, lw=2, alpha=0.5)
-            options: dict[str, Any] = {"color": colour, "mec": INK, "mew": 0.7, "ms": size, "ls": "none"}
-            axes.plot([value], [place + offset], marker, label=name, **options)
-    names = [side.study if len(side.study) <= 28 else f"…{side.study[-27:]}" for side in shown]
-    axes.set_yticks(range(len(shown)), names, parse_math=False)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel(words.value_label(shown[0].answer, unit))
-    legend(figure)
-    return figure
-
-
-def _row(side: Side) -> list[str]:
+def side_row(side: Side) -> list[str]:
     """A study's line: best, defaults, gain, SLOs, trials, GPU time."""
     unit = words.unit_of(side.results)
     slo, gain = side.answer.slo, side.answer.gain
@@ -178,11 +113,7 @@ def _value_text(side: Side, trial: Trial | None, unit: words.Unit) -> str:
     return text if around is None else f"{text} [{unit.number(around.low)} to {unit.number(around.high)}]"
 
 
-def _config(trial: Trial | None) -> dict[str, Any]:
-    return {} if trial is None else dict(trial["config"])
-
-
-def _title(found: Comparison, match: Matched) -> str:
+def pair_title(found: Comparison, match: Matched) -> str:
     return f"{found.sides[match.second].study} against {found.sides[match.first].study}"
 
 

@@ -47,7 +47,8 @@ def unit_of(results: StudyResults) -> Unit:
     """The unit for the study's objective, the same in all of its report."""
     objective = objective_of(results)
     if objective.unit != "s":
-        return Unit(objective.unit_on(int(results.trials["gpus"].max())), 1.0)
+        gpus = results.trials["gpus"].max()  # NaN before the first trial
+        return Unit(objective.unit_on(int(gpus) if pd.notna(gpus) else 1), 1.0)
     compared = finished(results.trials)
     values = (compared if len(compared) else results.trials)["objective"].astype(float)
     return seconds(float(values.min()) if values.notna().any() else 0.0)

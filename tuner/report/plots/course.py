@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from tuner.report.canvas import (
 from tuner.results import StudyResults
 
 _HATCHES = {Status.FINISHED: "", Status.STOPPED: "||", Status.HARD_SLO: "//", Status.FAILED: "xx"}
+_MOST_NAMED = 28  # GPUs of the time line that have their names beside them
 _NEAR = 4  # a grid of up to so many times the trials is drawn, as the axis's end
 
 
@@ -103,7 +105,9 @@ def timeline_plot(results: StudyResults) -> Figure | None:
     _draw_bars(axes, every)
     if names:
         _number_bars(axes, every, lasted_s / in_unit)
-        axes.set_yticks(range(len(names)), [f"{node} GPU {gpu}" for node, _, gpu in names], parse_math=False)
+        named = range(0, len(names), math.ceil(len(names) / _MOST_NAMED))
+        labels = [f"{names[place][0]} GPU {names[place][2]}" for place in named]
+        axes.set_yticks(named, labels, parse_math=False)
         axes.set_ylim(len(names) - 0.4, -0.6)
     else:
         axes.set_ylim(trials["trial"].max() + 0.7, trials["trial"].min() - 0.7)
