@@ -20,7 +20,7 @@ from tuner.space import config_key
 _MANY_FAILURES = 0.2  # share of the trials
 _MATTERS = 0.1  # share of variance from which a parameter counts as one that matters
 _NOISY = 0.05  # standard deviation between runs of one configuration: five times what is usual
-_DROWNED = 0.03  # share from which a gain would be worth having, were it sure
+_WORTH_HAVING = 0.03  # share from which a gain would be worth having, were it sure
 _LATE = 0.8  # an improvement after this share of the trials may not be the last
 _MACHINE = "That is the machine's fault, not the configuration's: run it again."
 _REMEDY = {
@@ -30,6 +30,10 @@ _REMEDY = {
     Cause.TRIAL_TIMEOUT: "Raise optimization.timeout_per_iteration, or make the load shorter.",
     **{cause: _MACHINE for cause in Cause if cause.infrastructure},
 }
+_QUIETER = (
+    "Measure longer (benchmark.max_requests_per_iteration), repeat more often (optimization.confirm), or "
+    "look for what else runs on these machines."
+)
 _EVERY_TRIAL = "Nothing of this space works here: run one trial by itself and read the engine's log."
 _NOTHING_MATTERS = (
     "All finished trials are equal within noise: none of these parameters matters for this load. "
@@ -44,8 +48,8 @@ def next_steps(results: StudyResults) -> tuple[str, ...]:
     answer = summary(results)
     noise = deviation(list(runs_of(results).values()))
     results = without_repeats(results)
-    found = [*_promises(answer), *_failures(results.trials), *_noise(noise, answer)]
-    found += [_NOTHING_MATTERS] if _alike(results) else _space(results, answer)
+    found = [*_promises(answer), *_failures(results.trials), *_noise(noise)]
+    found += [_NOTHING_MATTERS] if _alike(results) else [*_drowned(answer), *_space(results, answer)]
     return tuple(found)
 
 
@@ -72,17 +76,17 @@ def _failures(trials: pd.DataFrame) -> Iterator[str]:
         yield f"{n} of {len(trials)} trials failed: {cause}{where}. {remedy}".rstrip()
 
 
-def _noise(noise: tuple[float, int] | None, answer: Summary) -> Iterator[str]:
-    """Whether runs of one configuration differ by more than usual, or hide what tuning was worth."""
-    remedy = (
-        "Measure longer (benchmark.max_requests_per_iteration), repeat more often (optimization.confirm), or "
-        "look for what else runs on these machines."
-    )
-    gain = answer.gain
+def _noise(noise: tuple[float, int] | None) -> Iterator[str]:
+    """Whether runs of one configuration differ by more than usual."""
     if noise is not None and noise[0] > _NOISY:
-        yield f"Runs of one configuration differ by {100 * noise[0]:.0f} % (standard deviation). {remedy}"
-    elif gain is not None and gain.low is not None and gain.low <= 0 and gain.share >= _DROWNED:
-        yield f"A gain of {100 * gain.share:.0f} % drowns in noise. {remedy}"
+        yield f"Runs of one configuration differ by {100 * noise[0]:.0f} % (standard deviation). {_QUIETER}"
+
+
+def _drowned(answer: Summary) -> Iterator[str]:
+    """Whether noise hides what tuning was worth."""
+    gain = answer.gain
+    if gain is not None and gain.low is not None and gain.low <= 0 and gain.share >= _WORTH_HAVING:
+        yield f"A gain of {100 * gain.share:.0f} % drowns in noise. {_QUIETER}"
 
 
 def _common(configs: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def failures(trials: pd.DataFrame, parameter: str) -> pd.DataFrame:
 def where_trials_fail(trials: pd.DataFrame) -> list[str]:
     """The parameters whose values tell where trials fail, the best first; empty without failures.
 
-    By the ε² of the one cause that a parameter tells best: those of 5 % or more, or the first alone.
+    By the ε² of the one cause that a parameter tells best: those of 5 % or more, else the first alone.
     """
     own = trials[trials["kind"] != "baseline"]
     causes = [trial["failure_cause"] if status(trial) is Status.FAILED else None for trial in rows(own)]
@@ -145,7 +145,7 @@ def where_trials_fail(trials: pd.DataFrame) -> list[str]:
     for name in parameters_of(own):
         groups = _groups([config.get(name) for config in own["config"]])
         shares[name] = max((_epsilon_squared(failed, groups) for failed in ended.values()), default=0.0)
-    ranked = sorted(shares, key=lambda name: -shares[name]) if ended else []
+    ranked = sorted((name for name in shares if shares[name] > 0), key=lambda name: -shares[name])
     return [name for name in ranked if shares[name] >= _TELLS] or ranked[:1]
 
 
