@@ -53,7 +53,7 @@ def shared_heads(found: Comparison, match: Matched) -> list[str]:
     """The headings of what two studies both measured."""
     unit = words.unit_of(found.sides[match.first].results)
     names = [found.sides[place].study for place in (match.first, match.second)]
-    return ["Configuration", *(f"{name} ({unit.name})" for name in names), "Difference [95 %]"]
+    return [*(f"{name} ({unit.name})" for name in names), "Difference [95 %]", "Configuration"]
 
 
 def shared_rows(found: Comparison, match: Matched) -> list[list[str]]:
@@ -61,10 +61,10 @@ def shared_rows(found: Comparison, match: Matched) -> list[list[str]]:
     unit = words.unit_of(found.sides[match.first].results)
     return [
         [
-            words.config_text(each.config),
             unit.number(each.first),
             unit.number(each.second),
             ratio_text(each.ratio),
+            words.config_text(each.config),
         ]
         for each in match.shared
     ]
@@ -75,7 +75,7 @@ def _shared_table(found: Comparison, match: Matched) -> Table:
     for row in shared_rows(found, match)[:_MOST_SHARED]:
         table.add_row(*map(Text, row))
     if (more := len(match.shared) - _MOST_SHARED) > 0:
-        table.add_row(f"and {more} more", "", "", "")
+        table.add_row("", "", f"and {more} more", "")
     return table
 
 
