@@ -21,6 +21,8 @@ from tuner.failures import Cause
 from tuner.objective import OBJECTIVES, SloTerm
 
 LATENCY = OBJECTIVES["minimize_latency"]
+# The geometric mean of the objective of `studies.make`'s engine at 4 at a time, noise 0.3, 20 requests.
+_TRUTH = 0.8 * math.exp(0.3**2 / 2 - (math.exp(0.3**2) - 1) / 20 / 2)
 
 
 def frame(scores: list[float | None], *, maximise: bool = False) -> pd.DataFrame:
@@ -281,20 +283,110 @@ class TestEffects:
     def test_by_value_in_natural_order(self) -> None:
         results = studies.make().results()
         table = analysis.effects(results.trials, "mem-fraction-static")
-        assert list(table["value"]) == [0.7, 0.75, 0.8, 0.85, 0.9]
+        assert [group.first for group in table["group"]] == [0.7, 0.75, 0.8, 0.85, 0.9]
         assert table["trials"].sum() == 24
         assert table["n"].sum() == len(analysis.finished(results.trials)) - 1  # the baseline sets no flag
         shown = table[table["n"] > 0]
-        assert ((shown["min"] <= shown["mean"]) & (shown["mean"] <= shown["max"])).all()
+        assert ((shown["low"] < shown["mean"]) & (shown["mean"] < shown["high"])).all()
+
+    def test_many_numbers_are_cut_into_bins(self) -> None:
+        configs = [{"flag": float(value)} for value in np.linspace(0, 1, 40)]
+        table = analysis.effects(studies.make(configs).results().trials, "flag")
+        assert len(table) == 5 and list(table["trials"]) == [8] * 5
+        ends = [end for group in table["group"] for end in (group.first, group.last)]
+        assert ends == sorted(ends) and (ends[0], ends[-1]) == (0.0, 1.0)
+
+    def test_intervals_hold_the_truth_as_often_as_they_say(self) -> None:
+        held = 0
+        for seed in range(60):
+            configs = [{"flag": value, "other": k} for value in (1, 2, 3) for k in range(4)]
+            made = studies.make(configs, effect=lambda _: 1.0, noise=0.3, seed=seed, requests=20, levels=(4,))
+            table = analysis.effects(made.results().trials, "flag")
+            held += int(((table["low"] < _TRUTH) & (table["high"] > _TRUTH)).sum())
+        assert held >= 0.88 * 180
 
     def test_tells_one_from_true_and_handles_none(self) -> None:
         configs = [{"flag": value} for value in (True, 1, "b", None, "a", 1, 0.5)]
         table = analysis.effects(studies.make(configs).results().trials, "flag")
-        assert [repr(value) for value in table["value"]] == ["0.5", "1", "None", "True", "'a'", "'b'"]
+        assert [repr(group.first) for group in table["group"]] == ["0.5", "1", "None", "True", "'a'", "'b'"]
         assert list(table["n"]) == [1, 2, 1, 1, 1, 1]
 
     def test_of_an_unknown_parameter_is_empty(self) -> None:
         assert analysis.effects(studies.make().results().trials, "nothing").empty
+
+
+class TestPairs:
+    def test_cells_hold_what_was_measured_and_nothing_else(self) -> None:
+        made = studies.make([{"a": 1, "b": "x"}, {"a": 1, "b": "x"}, {"a": 2, "b": "y"}, {"a": 3, "b": "x"}])
+        made.trials[-1].update(failure_cause="crash", slo_met=None)
+        results = made.results()
+        found = analysis.pair(results.trials, "a", "b")
+        assert [group.first for group in found.first] == [1, 2, 3]
+        assert [group.first for group in found.second] == ["x", "y"]
+        assert found.n.tolist() == [[2, 0, 0], [0, 1, 0]]
+        assert found.trials.tolist() == [[2, 0, 1], [0, 1, 0]]
+        assert np.isnan(found.mean).tolist() == [[False, True, True], [True, False, True]]
+        first = results.trials["objective"][1:3]
+        assert found.mean[0, 0] == pytest.approx(math.sqrt(first.prod()))
+
+
+class TestFailures:
+    def test_by_value_and_cause(self) -> None:
+        trials = studies.make(studies.grid(studies.PARAMETERS, 60)).results().trials
+        assert analysis.where_trials_fail(trials)[0] == "mem-fraction-static"
+        table = analysis.failures(trials, "mem-fraction-static")
+        assert list(table.loc[table["out of memory"] > 0].index) == [analysis.Group(0.9, 0.9)]
+        assert int(table.to_numpy().sum()) == 60
+
+    def test_a_rare_cause_is_not_hidden_by_a_common_one(self) -> None:
+        configs = [{"a": k % 2, "b": k % 5} for k in range(60)]
+
+        def fails(config: studies.Config) -> Cause | None:
+            return Cause.CRASH if config.get("a") else Cause.HANG if config.get("b") == 4 else None
+
+        trials = studies.make(configs, fails=fails).results().trials
+        assert set(analysis.where_trials_fail(trials)) == {"a", "b"}
+
+    def test_without_failures_there_is_nothing_to_show(self) -> None:
+        trials = studies.make(fails=studies.never_fails).results().trials
+        assert analysis.where_trials_fail(trials) == []
+
+
+class TestRandomSearch:
+    def test_finds_what_random_draws_of_a_known_space_find(self) -> None:
+        """24 of 80 configurations were tried; the truth is the average over draws of all of them."""
+        every = studies.grid(studies.PARAMETERS, 80)
+        made = studies.make(every[:24], fails=studies.never_fails, noise=0.01)
+        found = analysis.random_search(made.results(), 24)
+        assert found is not None and found.size == 80 and len(found.scores) == 24
+        assert (np.diff(found.scores) <= 1e-12).all()
+        whole = studies.make(every, fails=studies.never_fails, noise=0.01).results()
+        losses = list(whole.trials["loss"][1:])
+        for n in (1, 5, 24):
+            truth = math.exp(analysis.random_expectation(losses, n))
+            assert found.scores[n - 1] == pytest.approx(truth, rel=0.1)
+
+    def test_of_a_throughput_rises(self) -> None:
+        found = analysis.random_search(studies.make(objective="maximize_throughput").results(), 10)
+        assert found is not None and (np.diff(found.scores) >= -1e-9).all()
+
+    def test_of_a_continuous_space_has_no_end(self) -> None:
+        rng = np.random.default_rng(0)
+        spec = {
+            "x": {"type": "float", "low": 0.0, "high": 1.0},
+            "y": {"type": "integer", "low": 1, "high": 99},
+        }
+        configs = [{"x": float(rng.random()), "y": int(rng.integers(1, 99))} for _ in range(20)]
+        found = analysis.random_search(studies.make(configs, parameters=spec).results(), 20)
+        assert found is not None and math.isinf(found.size)
+
+    def test_is_not_told_where_it_cannot_be(self) -> None:
+        few = studies.make(studies.grid(studies.PARAMETERS, 5))
+        other = studies.make()
+        other.about["task"]["parameters"] = {"tp-size": "?"}
+        missed = studies.make(terms=[SloTerm("latency", "p90", 0.001)])
+        for made in (few, other, missed, studies.make([], baseline=False)):
+            assert analysis.random_search(made.results(), 10) is None
 
 
 class TestNextSteps:
@@ -304,6 +396,27 @@ class TestNextSteps:
     def test_nothing_matters(self) -> None:
         (advice,) = analysis.next_steps(equal_trials().results())
         assert "equal within noise" in advice
+
+    def test_too_few_trials(self) -> None:
+        advice = " ".join(analysis.next_steps(studies.make(studies.grid(studies.PARAMETERS, 4)).results()))
+        assert "Fewer than 8 trials finished" in advice
+        assert "Fewer" not in " ".join(analysis.next_steps(studies.make().results()))
+
+    def test_too_much_noise(self) -> None:
+        configs = studies.grid(studies.PARAMETERS, 24)
+        for drift, said in ((0.15, "Runs of one configuration differ by"), (0.005, "")):
+            made = studies.make(configs, repeats=[configs[0], {}] * 4, drift=drift, fails=studies.never_fails)
+            advice = " ".join(analysis.next_steps(made.results()))
+            assert (said in advice) if said else ("Runs of one" not in advice)
+
+    def test_a_gain_that_may_be_noise(self) -> None:
+        made = studies.make(
+            [{"tp-size": 2}], repeats=[{"tp-size": 2}, {}], effect=lambda c: 0.95 if c else 1.0, drift=0.03
+        )
+        results = made.results()
+        gain = analysis.summary(results).gain
+        assert gain is not None and gain.low is not None and gain.low < 0 and gain.share > 0.03
+        assert "drowns in noise" in " ".join(analysis.next_steps(results))
 
     def test_the_edge_of_the_space(self) -> None:
         advice = " ".join(analysis.next_steps(studies.make().results()))

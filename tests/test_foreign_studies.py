@@ -39,7 +39,7 @@ def used(found: StudyResults) -> None:
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots are made, but not turned into text: that is matplotlib's, and takes most of a second."""
-    monkeypatch.setattr(page, "svg", lambda figure, title: "")
+    monkeypatch.setattr(page, "svg", lambda figure, title, name: "")
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ TASK_KEYS = [
 @settings(max_examples=25)
 def test_any_change_to_a_study_json_is_read_or_refused(about: dict[str, Any], task: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "svg", lambda figure, title: "")
+        patch.setattr(page, "svg", lambda figure, title, name: "")
         study = studies.make(CONFIGS[:1], requests=2)
         store = ResultStore("memory", NAME)
         changed = {**study.about, "task": {**study.about["task"], **task}, **about}

@@ -23,7 +23,7 @@ LAYERS = {
     "plan stopping progress analysis",
     "adapters": "engines load results report export",
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
-    "bench check verify publish standing",
+    "bench check verify publish standing overview",
     "ray": "search sharing cluster dashboard trial recorder study",
     "surfaces": "cli live serve jobs",
 }

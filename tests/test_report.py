@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import studies
+from matplotlib.image import imread
 from rich.console import Console
 
 from tuner import analysis, report
@@ -72,7 +74,7 @@ def page_of(name: str) -> str:
 class _Page(HTMLParser):
     """Collects a page's tags, its links, and its visible text."""
 
-    VOID = ("meta", "br", "img", "link")
+    VOID = ("meta", "br", "img", "link", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -119,8 +121,9 @@ class TestEveryStudy:
         for svg in drawn:
             root = ElementTree.fromstring(svg)
             assert root.get("aria-label") and root.get("viewBox") and root.get("width") is None
-        if name == "plain":  # convergence, trade-off, importance, time line, four parameters
-            assert len(drawn) == 8
+        if name == "plain":  # of three kinds of latency, four parameters, six pairs; one tells of failures
+            sections = re.findall(r'aria-label="([a-z]+): ', "".join(drawn))
+            assert Counter(sections) == {"search": 4, "requests": 3, "effect": 4, "pair": 6, "failures": 1}
 
 
 class TestAnswer:
@@ -232,9 +235,75 @@ class TestPage:
             "SLO latency p90",
             "latency p90 (ms)",
             "input + output tok/s per GPU",
-            "penalised mean latency (ms)",
+            "mean latency (ms)",
+            "finished, SLO broken",
+            "time since the start (min)",
+            "variance of log(score) explained (%)",
+            "requests (%)",
         ):
             assert label in text
+
+    def test_what_was_not_measured_is_blank(self) -> None:
+        """A map draws a rectangle for each cell with a value, and a text in it; none for the others."""
+        made = studies.make(
+            [{"a": a, "b": b} for a, b in [(1, 1), (1, 2), (2, 1), (3, 3)] * 3], name="blank", parameters={}
+        )
+        text = report.html(made.results(), None)
+        (drawn,) = re.findall(r'<svg role="img" aria-label="pair: b by a".*?</svg>', text, flags=re.DOTALL)
+        cells = re.findall(r'<path d=[^>]*?style="fill: #[0-9a-f]{6}; stroke: var\(--paper\)', drawn)
+        texts = re.findall(r"<text[^>]*>([\d,.]+)</text>", drawn)
+        assert len(cells) == 4
+        assert len(texts) == 4 + 3 + 3  # and the values along either axis
+
+    def test_says_what_random_search_and_a_grid_would_take(self) -> None:
+        visible = " ".join(_Page(page_of("plain")).visible.split())
+        assert re.search(r"24 random trials of the whole space would be expected to find, \d+ ms", visible)
+        assert "A grid would take 80 trials" in visible
+        assert "it has a continuous parameter" in " ".join(_Page(page_of("continuous")).visible.split())
+
+    def test_the_time_line_has_the_nodes_and_gpus(self) -> None:
+        assert "node-1 GPU 0" in page_of("plain") and "node-1 GPU 1" in page_of("plain")
+        made = studies.make()
+        for trial in made.trials:
+            trial["gpu_ids"], trial["node"] = [], None
+        assert "GPU 0" not in report.html(made.results(), None)
+
+    def test_a_promise_of_a_percentile_is_on_the_distributions(self) -> None:
+        text = page_of("slos met by some")
+        drawn = re.findall(r'<svg role="img" aria-label="requests: .*?</svg>', text, flags=re.DOTALL)
+        assert ["SLO latency p90" in svg for svg in drawn] == [False, False, True]
+        assert all("best, n = " in svg and "defaults, n = 40" in svg for svg in drawn)
+
+    def test_five_hundred_trials_are_one_file_of_two_megabytes(self) -> None:
+        grid = studies.grid(studies.PARAMETERS, 80)
+        configs = [{**config, "more": k, "other": k % 3} for k in range(7) for config in grid]
+        text = report.html(studies.make(configs[:500], requests=5).results(), LAUNCH)
+        assert text.count('<tr class="') == 501
+        assert len(text.encode()) < 2_000_000
+
+
+class TestPictures:
+    @pytest.mark.parametrize("name", ["plain", "throughput", "continuous", "slos met by none", "one trial"])
+    def test_are_images_that_show_something(self, name: str) -> None:
+        drawn = report.pictures(STUDIES[name].results())
+        assert drawn
+        for title, content in drawn.items():
+            assert re.fullmatch(r"[a-z0-9-]+", title)
+            image = imread(io.BytesIO(content), format="png")
+            height, width = image.shape[:2]
+            assert 600 < width < 1100 and 300 < height < 1400
+            dark = (image[:, :, :3].min(axis=2) < 0.7).mean()
+            assert 0.005 < dark < 0.9, title
+
+    def test_have_the_names_of_what_they_show(self) -> None:
+        names = set(report.pictures(STUDIES["plain"].results()))
+        assert {"search-convergence", "search-what-matters", "effect-tp-size", "requests-ttft"} <= names
+        assert "pair-chunked-prefill-size-by-tp-size" in names
+
+    def test_titles_that_others_wrote_make_safe_and_different_names(self) -> None:
+        made = studies.make([{"../a": 1, "..-a": k} for k in range(9)] + [{"../a": 2, "..-a": 3}])
+        names = [name for name in report.pictures(made.results()) if name.startswith("effect")]
+        assert sorted(names) == ["effect-a", "effect-a-2"]
 
 
 class TestWords:

@@ -5,8 +5,20 @@ Times are seconds; gains are shares (0.2: a fifth better).
 
 from tuner.analysis.advice import next_steps
 from tuner.analysis.answer import Gain, SloStatus, Summary, Verdict, summary
+from tuner.analysis.chance import RandomSearch, grid_size, random_search, space_of
 from tuner.analysis.gpus import GpuUse, gpu_use
-from tuner.analysis.patterns import convergence, effects, importance, pareto, random_expectation
+from tuner.analysis.groups import Group
+from tuner.analysis.patterns import (
+    Pair,
+    convergence,
+    effects,
+    failures,
+    importance,
+    pair,
+    pareto,
+    random_expectation,
+    where_trials_fail,
+)
 from tuner.analysis.trials import (
     Status,
     finished,
@@ -21,23 +33,32 @@ from tuner.analysis.trials import (
 __all__ = [
     "Gain",
     "GpuUse",
+    "Group",
+    "Pair",
+    "RandomSearch",
     "SloStatus",
     "Status",
     "Summary",
     "Verdict",
     "convergence",
     "effects",
+    "failures",
     "finished",
     "gpu_use",
+    "grid_size",
     "importance",
     "measured",
     "next_steps",
     "objective_of",
     "outcome",
+    "pair",
     "pareto",
     "random_expectation",
+    "random_search",
     "slo_terms",
+    "space_of",
     "status",
     "summary",
+    "where_trials_fail",
     "without_repeats",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from tuner.analysis.answer import Summary, standard_error, summary
+from tuner.analysis.confirmation import deviation, runs_of
 from tuner.analysis.patterns import MIN_TRIALS, convergence, importance
 from tuner.analysis.trials import Status, Trial, finished, is_number, rows, status, without_repeats
 from tuner.failures import Cause
@@ -18,6 +19,8 @@ from tuner.space import config_key
 
 _MANY_FAILURES = 0.2  # share of the trials
 _MATTERS = 0.1  # share of variance from which a parameter counts as one that matters
+_NOISY = 0.05  # standard deviation between runs of one configuration: five times what is usual
+_WORTH_HAVING = 0.03  # share from which a gain would be worth having, were it sure
 _LATE = 0.8  # an improvement after this share of the trials may not be the last
 _MACHINE = "That is the machine's fault, not the configuration's: run it again."
 _REMEDY = {
@@ -27,6 +30,10 @@ _REMEDY = {
     Cause.TRIAL_TIMEOUT: "Raise optimization.timeout_per_iteration, or make the load shorter.",
     **{cause: _MACHINE for cause in Cause if cause.infrastructure},
 }
+_QUIETER = (
+    "Measure longer (benchmark.max_requests_per_iteration), repeat more often (optimization.confirm), or "
+    "look for what else runs on these machines."
+)
 _EVERY_TRIAL = "Nothing of this space works here: run one trial by itself and read the engine's log."
 _NOTHING_MATTERS = (
     "All finished trials are equal within noise: none of these parameters matters for this load. "
@@ -39,9 +46,10 @@ def next_steps(results: StudyResults) -> tuple[str, ...]:
     if results.trials.empty:
         return ("No trial has ended yet.",)
     answer = summary(results)
+    noise = deviation(list(runs_of(results).values()))
     results = without_repeats(results)
-    found = [*_promises(answer), *_failures(results.trials)]
-    found += [_NOTHING_MATTERS] if _alike(results) else _space(results, answer)
+    found = [*_promises(answer), *_failures(results.trials), *_noise(noise)]
+    found += [_NOTHING_MATTERS] if _alike(results) else [*_drowned(answer), *_space(results, answer)]
     return tuple(found)
 
 
@@ -66,6 +74,19 @@ def _failures(trials: pd.DataFrame) -> Iterator[str]:
         where = f", all with {', '.join(telling)}" if telling else ""
         remedy = _EVERY_TRIAL if n == len(trials) else _REMEDY.get(cause, "")
         yield f"{n} of {len(trials)} trials failed: {cause}{where}. {remedy}".rstrip()
+
+
+def _noise(noise: tuple[float, int] | None) -> Iterator[str]:
+    """Whether runs of one configuration differ by more than usual."""
+    if noise is not None and noise[0] > _NOISY:
+        yield f"Runs of one configuration differ by {100 * noise[0]:.0f} % (standard deviation). {_QUIETER}"
+
+
+def _drowned(answer: Summary) -> Iterator[str]:
+    """Whether noise hides what tuning was worth."""
+    gain = answer.gain
+    if gain is not None and gain.low is not None and gain.low <= 0 and gain.share >= _WORTH_HAVING:
+        yield f"A gain of {100 * gain.share:.0f} % drowns in noise. {_QUIETER}"
 
 
 def _common(configs: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -99,6 +120,8 @@ def _space(results: StudyResults, answer: Summary) -> Iterator[str]:
         yield f"The best lies at the edge of the space in {edges}: wider ranges may hold a better one."
     if size is not None and tried >= size:
         yield f"All {size:g} configurations were tried: more trials of this space find nothing better."
+    elif len(finished(results.trials)) < MIN_TRIALS:
+        yield f"Fewer than {MIN_TRIALS} trials finished: too few to tell what matters, or if more would help."
     elif _found_late(convergence(results.trials, answer.objective)):
         of = f" of {size:g}" if size is not None else ""
         yield f"The best came late and only {tried}{of} configurations were tried: more trials may help."

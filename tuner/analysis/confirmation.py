@@ -6,7 +6,7 @@ The best of many single measurements is partly lucky; repeats that were made aft
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,13 +82,11 @@ def one_more(results: StudyResults, config: Mapping[str, Any], confidence: float
     runs: dict[str, list[Trial]] = {}
     for trial in filter(_counts, _kind(results, "baseline", "confirm")):
         runs.setdefault(config_key(trial["config"]), []).append(trial)
-    logs = {key: np.array(_logs(trials)) for key, trials in runs.items()}
-    freedom, squares = _pooled(logs)
-    of_it = len(logs.get(config_key(config), ())) or 1
-    if freedom < 1:
+    noise = deviation(list(runs.values()))
+    if noise is None:
         return None
-    error = math.sqrt(squares / freedom * (1 + 1 / of_it))
-    return float(student_t.ppf((1 + confidence) / 2, freedom)) * error
+    of_it = len(runs.get(config_key(config), ())) or 1
+    return float(student_t.ppf((1 + confidence) / 2, noise[1])) * noise[0] * math.sqrt(1 + 1 / of_it)
 
 
 def _favoured(results: StudyResults, whole: Mapping[str, list[Trial]], first: Mapping[str, Trial]) -> str:
@@ -132,20 +130,33 @@ def _null(trial: Trial) -> bool:
     return violation is None or math.isnan(violation)
 
 
-def _logs(trials: list[Trial]) -> list[float]:
+def _logs(trials: Sequence[Trial]) -> list[float]:
     return [math.log(trial["objective"]) for trial in trials]
 
 
 def _margin(groups: Mapping[str, list[Trial]], one: str, two: str, confidence: float) -> float | None:
-    logs = {key: np.array(_logs(trials)) for key, trials in groups.items()}
-    freedom, squares = _pooled(logs)
-    if freedom < 1:
+    noise = deviation(list(groups.values()))
+    if noise is None:
         return None
-    error = math.sqrt(squares / freedom * (1 / len(logs[one]) + 1 / len(logs[two])))
-    return float(student_t.ppf((1 + confidence) / 2, freedom)) * error
+    error = noise[0] * math.sqrt(1 / len(groups[one]) + 1 / len(groups[two]))
+    return float(student_t.ppf((1 + confidence) / 2, noise[1])) * error
 
 
-def _pooled(groups: Mapping[str, Any]) -> tuple[int, float]:
-    """The degrees of freedom and the sum of squares about each group's mean."""
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups.values())
-    return sum(len(values) - 1 for values in groups.values()), squares
+def deviation(every: Sequence[Sequence[Trial]]) -> tuple[float, int] | None:
+    """The standard deviation of log(objective) between runs of one configuration, pooled over `every` one.
+
+    With its degrees of freedom; None where nothing was run twice.
+    """
+    logs = [np.array(_logs(runs)) for runs in every]
+    freedom = sum(len(own) - 1 for own in logs)
+    squares = sum(float(((own - own.mean()) ** 2).sum()) for own in logs)
+    return (math.sqrt(squares / freedom), freedom) if freedom > 0 else None
+
+
+def runs_of(results: StudyResults) -> dict[str, list[Trial]]:
+    """By configuration, its finished runs: the first, then those that repeat it."""
+    found: dict[str, list[Trial]] = {}
+    for trial in rows(results.trials):
+        if _counts(trial):
+            found.setdefault(config_key(trial["config"]), []).append(trial)
+    return found

@@ -23,6 +23,7 @@ from tuner.results import StudyResults
 from tuner.task.slo import SloSpec
 
 Trial = Mapping[str, Any]  # one row of the trials table
+_TELLING = ["failure_cause", "slo_hard_failed", "stopped_early", "score", "loss", "objectives"]
 
 
 class Status(StrEnum):
@@ -75,7 +76,8 @@ def measured(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ended(trials: pd.DataFrame, *wanted: Status) -> pd.DataFrame:
-    kept = [status(trial) in wanted and is_scored(trial) for trial in rows(trials)]
+    told = rows(trials[_TELLING])  # the other sixty columns would take most of the time
+    kept = [status(trial) in wanted and is_scored(trial) for trial in told]
     return trials[np.array(kept, dtype=bool)]
 
 

@@ -11,7 +11,9 @@ import sys
 import click
 
 from tuner.cli import (
+    comparing,
     foreseeing,
+    listing,
     machine,
     measuring,
     publishing,
@@ -45,10 +47,11 @@ for _command in (
     measuring.trial,
     measuring.bench,
     reading.report,
+    comparing.compare,
     reading.export,
     verifying.verify,
     publishing.publish,
-    reading.list_studies,
+    listing.list_studies,
     serving.serve,
     machine.list_engines,
     machine.schema,

@@ -1,4 +1,4 @@
-"""`tuner report`, `export` and `studies`: what the studies that are kept found."""
+"""`tuner report` and `export`: what a study that is kept found."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from tuner.cli.options import examples, results_option, store_of, study_argument
-from tuner.cli.screen import console_for, launch_text, show_bench, show_report
-from tuner.errors import UsageError
-from tuner.results import default_root, studies
+from tuner.cli.screen import console_for, show_bench, show_report, write
+from tuner.results import StudyResults
 
 FORMATS = (
     "shell",
@@ -23,11 +22,16 @@ FORMATS = (
 )
 
 
-@click.command(epilog=examples("tuner report\ntuner report quickstart-20260101-120000 --html report.html"))
+@click.command(
+    epilog=examples("tuner report\ntuner report my-study --html report.html\ntuner report --png plots")
+)
 @study_argument
 @results_option
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write the page here as well.")
-def report(study: str | None, results: str | None, html_path: Path | None) -> None:
+@click.option(
+    "--png", "png_folder", type=click.Path(path_type=Path), help="Write each plot into this folder, as a PNG."
+)
+def report(study: str | None, results: str | None, html_path: Path | None, png_folder: Path | None) -> None:
     """Reports on STUDY (default: the newest), here and as one self-contained HTML file."""
     store = store_of(study, results, benches=True)
     found = store.read()
@@ -36,14 +40,23 @@ def report(study: str | None, results: str | None, html_path: Path | None) -> No
     else:
         show_report(console_for(), found, store)
     if html_path:
+        from tuner.export import launch_text
         from tuner.report import html
 
-        try:
-            html_path.write_text(html(found, launch_text(found)), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--html: {html_path} cannot be written: {error.strerror}") from error
+        write("--html", html_path, html(found, launch_text(found)).encode())
+    if png_folder:
+        _write_pictures(png_folder, found)
     for skipped in found.skipped:
         click.echo(f"skipped: {skipped}", err=True)
+
+
+def _write_pictures(folder: Path, found: StudyResults) -> None:
+    from tuner.report import pictures
+
+    drawn = pictures(found)
+    for name, content in drawn.items():
+        write("--png", folder / f"{name}.png", content)
+    click.echo(f"Plots    {len(drawn)} PNG files in {folder}")
 
 
 @click.command(
@@ -67,16 +80,5 @@ def export(
     text = exports.FORMATS[form](exports.deployment_of(store_of(study, results).read(), number))
     if output is None:
         click.echo(text, nl=False)
-        return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--output: {output} cannot be written: {error.strerror}") from error
-
-
-@click.command("studies", epilog=examples("tuner studies\ntuner studies --results s3://bucket/studies"))
-@results_option
-def list_studies(results: str | None) -> None:
-    """Lists the studies that are kept, the newest first."""
-    for name in studies(results or default_root()):
-        click.echo(name)
+    else:
+        write("--output", output, text.encode())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tuner.errors import UsageError
 from tuner.results import ResultStore, StudyResults
 
 if TYPE_CHECKING:
@@ -81,8 +83,18 @@ def show(console: Console, content: RenderableType) -> None:
     click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()), file=console.file)
 
 
+def write(option: str, path: Path, content: bytes) -> None:
+    """Writes a file that `option` named, with the folder that it lies in."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"{option}: {path} cannot be written: {error.strerror}") from error
+
+
 def show_report(console: Console, found: StudyResults, store: ResultStore) -> None:
     """The report on the terminal, and as a page in the study's folder."""
+    from tuner.export import launch_text
     from tuner.report import html, terminal
 
     launch = launch_text(found)
@@ -99,15 +111,3 @@ def show_bench(console: Console, found: StudyResults) -> None:
     console.print(f"{found.about['study']}: {found.about['base_url']}\n", highlight=False)
     for row in rows(found.steps):
         show(console, level_table(row))
-
-
-def launch_text(found: StudyResults) -> str | None:
-    """The command that launches the best configuration; None where there is none."""
-    from dataclasses import replace
-
-    from tuner.analysis import summary
-    from tuner.export import best_deployment, shell
-
-    if found.about.get("kind") == "bench" or summary(found).best is None:
-        return None
-    return shell(replace(best_deployment(found), origin="")).strip()  # the report says where it comes from

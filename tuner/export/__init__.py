@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tuner.export.commands import docker, shell
+from tuner.export.commands import docker, launch_text, shell
 from tuner.export.compose import compose
 from tuner.export.deployment import IMAGES, Deployment, best_deployment, deployment_of
 from tuner.export.flags import flags_json, flags_yaml
@@ -39,6 +39,7 @@ __all__ = [
     "flags_json",
     "flags_yaml",
     "kubernetes",
+    "launch_text",
     "ome",
     "ray_serve",
     "shell",

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 
-from tuner.export.deployment import PORT, Deployment, source_of
+from tuner.analysis import summary
+from tuner.export.deployment import PORT, Deployment, best_deployment, source_of
+from tuner.results import StudyResults
+
+
+def launch_text(found: StudyResults) -> str | None:
+    """The command that launches a study's best configuration; None where there is none.
+
+    Without the comments that say where it comes from: it is shown beside that.
+    """
+    if found.about.get("kind") == "bench" or summary(found).best is None:
+        return None
+    return shell(replace(best_deployment(found), origin="")).strip()
 
 
 def shell(deployment: Deployment) -> str:

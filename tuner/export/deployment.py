@@ -11,7 +11,8 @@ from typing import Any
 from tuner.analysis import Status, Summary, status, summary
 from tuner.analysis.trials import Trial, command_of, is_number, is_true, rows
 from tuner.errors import StudyError
-from tuner.report.words import engine_text, gain_sentence, gain_text, promises_text, unit_of
+from tuner.report.sentences import gain_sentence
+from tuner.report.words import engine_text, gain_text, promises_text, unit_of
 from tuner.results import StudyResults
 from tuner.secrets import is_secret, is_switch, reference
 

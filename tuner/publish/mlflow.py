@@ -19,7 +19,8 @@ from tuner.errors import ResultsError, UsageError
 from tuner.export import best_deployment, shell
 from tuner.publish import Published
 from tuner.report import html
-from tuner.report.words import config_text, gain_sentence, value_text
+from tuner.report.sentences import gain_sentence
+from tuner.report.words import config_text, value_text
 from tuner.results import StudyResults
 from tuner.secrets import redacted
 

@@ -1,78 +1,89 @@
 """The report as one HTML file: no network, no fonts or scripts from elsewhere; the answer comes first.
 
-Everything that a task, an engine or a model wrote is escaped where it enters the page, and the page's
-own policy forbids to load anything at all.
+Everything that a task, an engine or a model wrote is escaped where it enters the page.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from tuner.analysis import (
     Status,
     Summary,
     Verdict,
-    importance,
     next_steps,
     outcome,
     status,
     summary,
-    without_repeats,
 )
 from tuner.analysis.trials import Trial, command_of, is_number, is_true, objectives_of, parameters_of, rows
-from tuner.report import plots, words
+from tuner.report import sentences, words
 from tuner.report.canvas import svg
-from tuner.report.style import CSS, SCRIPT
+from tuner.report.plots import Plot, every_plot
+from tuner.report.style import document
 from tuner.results import StudyResults
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
-
 _KINDS = {"baseline": " (engine's defaults)", "confirm": " (measured again)"}
-_POINTS = "Each point is a load level of a trial that was measured to its end."
+_SECTIONS = {  # of the page, by what `plots` calls them
+    "search": ("The search", ""),
+    "requests": (
+        "Single requests: the best against the engine's defaults",
+        "How many requests were faster than what, at the highest load that both were measured at, over all "
+        "runs of either. A curve further to the left is faster; it keeps the promise of a percentile where "
+        "it passes above and to the left of the cross.",
+    ),
+    "effect": (
+        "Effect of each parameter",
+        "Points are finished trials, hollow where they broke an SLO. Bars are their geometric mean, the "
+        "shade its 95 % interval (Student's, variance pooled over the values). A cross counts the trials "
+        "that did not finish. Trials with a value differ in other parameters, too.",
+    ),
+    "pair": (
+        "Parameters in pairs",
+        "The geometric mean over the finished trials, darker where it is better, in brackets where none "
+        "kept the SLOs. Blank was not measured, a cross is where no trial finished; the star has the best.",
+    ),
+    "failures": (
+        "Where trials fail",
+        "Trials by the values of the parameters that failures depend on most.",
+    ),
+}
 
 
 def html(results: StudyResults, launch: str | None) -> str:
     """The whole page; `launch` is the command that starts the engine with the best configuration."""
     answer = summary(results)
     unit = words.unit_of(results)
-    search = without_repeats(results)
+    every = every_plot(results)
     title = escape(str(results.about["study"]))
     body = "\n".join(
         [
             *_head(results, title),
             *_answer(results, answer, unit, launch),
-            *_front(search, answer),
+            *_front(results, answer, every),
             *_advice(results),
-            *_plots(search, answer, unit),
-            *_time_line(results),
+            *_plots(every),
             *_trials(results, answer, unit),
             *_task(results),
         ]
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 def _head(results: StudyResults, title: str) -> Iterator[str]:
-    if simulated := words.simulated_sentence(results):
+    if simulated := sentences.simulated_sentence(results):
         yield f'<p class="simulated">{simulated}</p>'
     yield f"<h1>{title}</h1>"
     if description := results.about["task"].get("description"):
         yield f"<p>{escape(description)}</p>"
-    yield f'<p class="soft">{escape(words.subject(results))}</p>'
-    for caveat in words.caveats(results):
+    yield f'<p class="soft">{escape(sentences.subject(results))}</p>'
+    for caveat in sentences.caveats(results):
         yield f'<p class="simulated">{escape(caveat)}</p>'
     if results.skipped:
         files = "".join(f"<li>{escape(name)}</li>" for name in results.skipped)
@@ -80,21 +91,23 @@ def _head(results: StudyResults, title: str) -> Iterator[str]:
 
 
 def _answer(results: StudyResults, answer: Summary, unit: words.Unit, launch: str | None) -> Iterator[str]:
-    yield f'<section class="answer"><h2>{words.headline(answer)}</h2>'
+    yield f'<section class="answer"><h2>{sentences.headline(answer)}</h2>'
     if answer.best is not None and not answer.defaults_are_best:
         yield _flags(answer.best, answer.baseline)
     style = "better" if answer.verdict is Verdict.BETTER else "open"
-    gain = f'<dd class="{style}">{escape(words.gain_sentence(answer))}</dd>'
+    gain = f'<dd class="{style}">{escape(sentences.gain_sentence(answer))}</dd>'
     yield "<dl>"
     if answer.best is None:
         yield f"<dt>Why</dt>{gain}"
     else:
-        yield f"<dt>Objective</dt><dd>{escape(words.objective_sentence(answer, unit))}</dd>"
+        yield f"<dt>Objective</dt><dd>{escape(sentences.objective_sentence(answer, unit))}</dd>"
         yield f"<dt>Gain</dt>{gain}"
-        if load := words.max_load_sentence(answer):
+        if others := sentences.other_objectives(answer, objectives_of(results)):
+            yield f"<dt>Also</dt><dd>{escape(others)}</dd>"
+        if load := sentences.max_load_sentence(answer):
             yield f"<dt>Max load</dt><dd>{load}</dd>"
-    yield f"<dt>SLOs</dt><dd>{escape(words.slo_sentence(answer))}</dd>"
-    if gpus := words.gpu_sentence(results, answer):
+    yield f"<dt>SLOs</dt><dd>{escape(sentences.slo_sentence(answer))}</dd>"
+    if gpus := sentences.gpu_sentence(results, answer):
         yield f"<dt>GPUs</dt><dd>{escape(gpus)}</dd>"
     yield "</dl>"
     if launch:
@@ -113,12 +126,12 @@ def _flags(best: Trial, baseline: Trial | None) -> str:
     return f'<table class="flags">{"".join(lines)}</table>'
 
 
-def _front(results: StudyResults, answer: Summary) -> Iterator[str]:
+def _front(results: StudyResults, answer: Summary, every: Sequence[Plot]) -> Iterator[str]:
     """The Pareto front of several objectives: a plot of the first two, and all of it as a table."""
     if not answer.front:
         return
     objectives = objectives_of(results)
-    drawn = _figure("Pareto front", plots.front_plot(results, answer), "As first measured.")
+    drawn = "".join(_figure(plot) for plot in every if plot.section == "front")
     yield f'<h2>Pareto front</h2><div class="plots">{drawn}</div><div class="scroll">'
     heads = ["Trial", *words.front_heads(objectives), "Configuration"]
     cells = "".join(f"<th>{escape(head)}</th>" for head in heads)
@@ -138,45 +151,20 @@ def _advice(results: StudyResults) -> Iterator[str]:
         yield "</ul>"
 
 
-def _plots(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[str]:
-    shares = importance(results.trials)
-    names = list(dict.fromkeys([*(shares or {}), *parameters_of(results.trials)]))
-    figures = {
-        "Convergence": (
-            plots.convergence_plot(results, answer, unit),
-            "“In random order” is the expected best were these same trials run in random order, one that "
-            "did not finish counting as the worst: not what a random search of the whole space would find.",
-        ),
-        **{
-            f"Latency and throughput, {scenario}": (figure, _POINTS)
-            for scenario, figure in plots.tradeoff_plots(results, answer).items()
-        },
-        "What matters": (
-            plots.importance_plot(shares) if shares else None,
-            "Share of the differences between trials that a parameter explains by itself (Kelley's ε²). "
-            "With few trials these shares are rough.",
-        ),
-    }
-    drawn = [_figure(title, figure, note) for title, (figure, note) in figures.items() if figure is not None]
-    if drawn:
-        yield f'<h2>The search</h2><div class="plots">{"".join(drawn)}</div>'
-    small = plots.effect_plots(results, answer, unit, names)
-    if small:
-        drawn = [_figure(name, figure, "") for name, figure in small.items()]
-        yield '<h2>Effect of each parameter</h2><p class="soft">Points are finished trials, bars their '
-        yield "geometric mean; a cross counts the trials with that value that did not finish. "
-        yield f'Score: {words.score_label(answer, unit)}.</p><div class="plots small">{"".join(drawn)}</div>'
+def _plots(every: Sequence[Plot]) -> Iterator[str]:
+    for section, (heading, explanation) in _SECTIONS.items():
+        own = [plot for plot in every if plot.section == section]
+        if not own:
+            continue
+        said = f'<p class="soft">{escape(explanation)}</p>' if explanation else ""
+        size = "plots small" if all(plot.small for plot in own) else "plots"
+        yield f'<h2>{heading}</h2>{said}<div class="{size}">{"".join(map(_figure, own))}</div>'
 
 
-def _time_line(results: StudyResults) -> Iterator[str]:
-    if (figure := plots.timeline_plot(results)) is not None:
-        drawn = _figure("Time line", figure, "When each trial ran, and how it ended; repeats come last.")
-        yield f'<div class="plots">{drawn}</div>'
-
-
-def _figure(title: str, figure: Figure, note: str) -> str:
-    caption = f"<figcaption>{escape(note)}</figcaption>" if note else ""
-    return f"<figure><h3>{escape(title)}</h3>{svg(figure, title)}{caption}</figure>"
+def _figure(plot: Plot) -> str:
+    caption = f"<figcaption>{escape(plot.note)}</figcaption>" if plot.note else ""
+    drawn = svg(plot.figure, f"{plot.section}: {plot.title}", plot.name)
+    return f"<figure><h3>{escape(plot.title)}</h3>{drawn}{caption}</figure>"
 
 
 def _trials(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[str]:
@@ -185,9 +173,12 @@ def _trials(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterato
     names = parameters_of(results.trials)
     slos = ["SLOs"] if answer.slo else []
     heads = ["Trial", "Outcome", f"Objective ({unit.name})", "Gain", *slos, *names, "GPUs", "Seconds"]
-    yield '<h2>All trials</h2><p class="soft">A click on a heading sorts.</p><div class="scroll">'
+    yield '<h2>All trials</h2><p class="soft">A click on a heading sorts; one on an outcome shows why, '
+    yield "with the command and the engine's last words.</p>"
+    yield '<input class="filter" type="search" data-table="trials" aria-label="Show trials that contain" '
+    yield 'placeholder="Show trials that contain …"><div class="scroll">'
     cells = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    yield f'<table class="trials"><thead><tr>{cells}</tr></thead><tbody>'
+    yield f'<table class="trials" id="trials"><thead><tr>{cells}</tr></thead><tbody>'
     for trial in rows(results.trials):
         best = answer.best is not None and trial["trial"] == answer.best["trial"]
         kind = "best" if best else trial["kind"]

@@ -12,7 +12,7 @@ from rich.text import Text
 from tuner.analysis import Status, Summary, Verdict, finished, next_steps, summary, without_repeats
 from tuner.analysis.trials import Trial, is_true, objectives_of, rows
 from tuner.objective import Objective
-from tuner.report import words
+from tuner.report import sentences, words
 from tuner.results import StudyResults
 
 _TOP = 5
@@ -35,10 +35,10 @@ def terminal(results: StudyResults, launch: str | None) -> RenderableType:
 
 
 def _title(results: StudyResults) -> Iterator[RenderableType]:
-    if simulated := words.simulated_sentence(results):
+    if simulated := sentences.simulated_sentence(results):
         yield Text(simulated, style="bold yellow")
-    yield Text.assemble((str(results.about["study"]), "bold"), f": {words.subject(results)}")
-    for caveat in words.caveats(results):
+    yield Text.assemble((str(results.about["study"]), "bold"), f": {sentences.subject(results)}")
+    for caveat in sentences.caveats(results):
         yield Text(caveat, style="yellow")
     if results.skipped:
         yield Text(f"{len(results.skipped)} result files were unreadable and are left out", style="yellow")
@@ -46,23 +46,25 @@ def _title(results: StudyResults) -> Iterator[RenderableType]:
 
 def _answer(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[RenderableType]:
     if answer.best is None:
-        yield _section(words.headline(answer))
+        yield _section(sentences.headline(answer))
         yield _indented(Text(answer.reason))
         if answer.slo is not None:
-            yield _indented(Text(f"SLOs: {words.slo_sentence(answer)}"))
+            yield _indented(Text(f"SLOs: {sentences.slo_sentence(answer)}"))
         return
-    yield _section(words.headline(answer))
+    yield _section(sentences.headline(answer))
     if not answer.defaults_are_best:
         yield _indented(_flags(answer.best, answer.baseline))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
-    facts.add_row("Objective", words.objective_sentence(answer, unit))
-    facts.add_row("Gain", Text(words.gain_sentence(answer), style=_VERDICT_STYLE[answer.verdict]))
-    if load := words.max_load_sentence(answer):
+    facts.add_row("Objective", sentences.objective_sentence(answer, unit))
+    facts.add_row("Gain", Text(sentences.gain_sentence(answer), style=_VERDICT_STYLE[answer.verdict]))
+    if others := sentences.other_objectives(answer, objectives_of(results)):
+        facts.add_row("Also", others)
+    if load := sentences.max_load_sentence(answer):
         facts.add_row("Max load", load)
-    facts.add_row("SLOs", words.slo_sentence(answer))
-    if gpus := words.gpu_sentence(results, answer):
+    facts.add_row("SLOs", sentences.slo_sentence(answer))
+    if gpus := sentences.gpu_sentence(results, answer):
         facts.add_row("GPUs", gpus)
     yield _indented(facts)
 

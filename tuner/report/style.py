@@ -1,4 +1,7 @@
-"""The page's look and its few lines of script: a copy button, and tables that sort by a click."""
+"""What pages have in common: the look, a few lines of script, and a policy that forbids to load anything.
+
+The script is a copy button, tables that sort by a click, and a field that filters a table's lines.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +47,15 @@ figure h3 { margin: 0 0 .3rem; font-size: 1rem; overflow-wrap: anywhere; }
 figcaption { font-size: .85rem; line-height: 1.4; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
-.scroll { overflow-x: auto; }
+.scroll { overflow: auto; max-height: min(44rem, 85vh); }
+.scroll thead th { position: sticky; top: 0; z-index: 1; background: var(--paper); }
+.filter { width: min(24rem, 100%); margin: .3rem 0 .7rem; padding: .35rem .7rem; font: inherit;
+  color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: .4rem; }
 .trials { width: 100%; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 .trials th, .trials td { padding: .35rem .7rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); white-space: nowrap; }
 .trials th { cursor: pointer; user-select: none; color: var(--soft); font-weight: 600; }
+.trials.fixed th { cursor: auto; }
 .trials th[aria-sort=ascending]::after { content: " ▲"; }
 .trials th[aria-sort=descending]::after { content: " ▼"; }
 .trials .number { text-align: right; }
@@ -59,7 +66,7 @@ td details[open] { width: min(38rem, 75vw); white-space: normal; font-style: nor
 td details pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; }
   .launch pre { padding-top: 2.8rem; padding-right: 1rem; } }
-@media print { button { display: none; } }
+@media print { button, .filter { display: none; } .scroll { max-height: none; } }
 """
 
 SCRIPT = """
@@ -75,7 +82,17 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     }
   });
 }
-for (const table of document.querySelectorAll("table.trials")) {
+for (const field of document.querySelectorAll("input.filter")) {
+  const rows = [...document.getElementById(field.dataset.table).tBodies[0].rows];
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(" ");
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+  });
+}
+for (const table of document.querySelectorAll("table.trials:not(.fixed)")) {
   const heads = [...table.tHead.rows[0].cells];
   const key = (row, column) => {
     const text = row.cells[column].dataset.value ?? row.cells[column].textContent;
@@ -101,3 +118,16 @@ for (const table of document.querySelectorAll("table.trials")) {
   });
 }
 """
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+
+
+def document(title: str, body: str) -> str:
+    """A whole page; both are HTML."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )

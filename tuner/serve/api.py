@@ -16,9 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from tuner import __version__
-from tuner.cli.screen import launch_text
 from tuner.errors import Problem, StudyError, TaskError, TunerError, UsageError
-from tuner.export import FORMATS, best_deployment
+from tuner.export import FORMATS, best_deployment, launch_text
 from tuner.registry import engines
 from tuner.report import html
 from tuner.results import STUDY_NAME, TABLES

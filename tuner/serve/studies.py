@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 
 from tuner.analysis import objective_of, summary
 from tuner.check import check_task
-from tuner.cli.screen import launch_text
 from tuner.errors import StudyError, TaskError, TunerError
-from tuner.report import words
+from tuner.export import launch_text
+from tuner.report import sentences, words
 from tuner.results import ResultStore, StudyResults, data_home, new_study_name, studies
 from tuner.rig import rig
 from tuner.serve.jobs import Job, Jobs, JobState, Order
@@ -146,13 +146,13 @@ class Studies:
             trial=int(best["trial"]),
             config=dict(best["config"]),
             headline=words.config_text(best["config"]),
-            objective=words.objective_sentence(answer, unit),
+            objective=sentences.objective_sentence(answer, unit),
             value=float(best["objective"]),
             unit=str(best["objective_unit"]),
             verdict=str(answer.verdict),
             gain=gain,
-            gain_text=words.gain_sentence(answer),
-            slo_text=words.slo_sentence(answer),
+            gain_text=sentences.gain_sentence(answer),
+            slo_text=sentences.slo_sentence(answer),
             launch=launch_text(found),
         )
 
@@ -196,7 +196,9 @@ class Studies:
             try:
                 found = store.read()
                 known = found.about.get("kind") != "bench" and objective_of(found) is not None
-                self._gains[key] = words.gain_sentence(summary(found)) if known and len(found.trials) else ""
+                self._gains[key] = (
+                    sentences.gain_sentence(summary(found)) if known and len(found.trials) else ""
+                )
             except TunerError as error:
                 self._gains[key] = str(error)
             while len(self._gains) > _MOST_REMEMBERED:
