@@ -15,7 +15,7 @@ from typing import Any
 import json5
 import pytest
 
-from tuner.task import Task, load_task, make_task
+from tuner.task import load_task, make_task, task_schema, task_tables
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/**/*.md"))]
@@ -104,28 +104,47 @@ def test_the_driver_script_runs(workplace: Path) -> None:
     assert list((workplace / "results").glob("*/trials/*.parquet"))
 
 
-def _keys(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, default) of every key of the task's sections, those below `slo` left out."""
-    for name, field in model.model_fields.items():
-        section = field.annotation
-        if hasattr(section, "model_fields") and name != "slo":
-            yield from _keys(section, f"{prefix}{name}.")
-        elif name != "slo":
-            yield f"{prefix}{name}", None if field.is_required() else field.default
+def _described(schema: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(place, description) of every key below a schema's part."""
+    for name, part in schema.items() if isinstance(schema, dict) else ():
+        if name == "properties":
+            yield from ((f"{path}.{key}", field.get("description", "")) for key, field in part.items())
+        yield from _described(part, f"{path}.{name}")
 
 
-def test_the_table_of_keys_is_complete_and_its_defaults_are_true() -> None:
-    text = (REPOSITORY / "docs" / "task-file.md").read_text()
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", text, re.MULTILINE))
-    for path, default in _keys(Task):
-        assert path in rows, f"{path} is not explained"
-        if isinstance(default, str | int | float | list | dict) and path != "parameters" and default != "":
-            assert rows[path] == f"`{json.dumps(default)}`" or path == "task_name", path
+def test_every_key_of_a_task_is_explained_to_editors() -> None:
+    schema = json.loads(task_schema())
+    described = dict(_described(schema))
+    sections = {key for key, field in schema["properties"].items() if "$ref" in field}
+    bare = {place for place, text in described.items() if not text}
+    assert len(described) > 60
+    assert bare == {f".{key}" for key in sections - {"model"}}  # what a section is, it says itself
 
 
-def test_the_schema_that_is_checked_in_is_the_models(tmp_path: Path) -> None:
-    from tuner.task import task_schema
+def test_the_tables_of_keys_are_those_of_the_models() -> None:
+    page = (REPOSITORY / "docs" / "task-file.md").read_text()
+    shown = re.search(r"^<!-- keys.*?-->\n\n(.*?)\n<!-- end of keys -->$", page, re.MULTILINE | re.DOTALL)
+    assert shown, "docs/task-file.md has lost its marks"
+    assert shown[1] == task_tables(), "`make schema` renews them"
 
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `slo.*.*.threshold` | seconds, above 0 to 2,592,000 | – |",
+        "| `parameters.*.step` | integer, 1 or more; or number, above 0 | `1` or none |",
+        "| `benchmark.num_concurrency` | list of integers, 1 to 4,096 | `[4, 8]` |",
+        '| `benchmark.tool` | `"native"` or `"genai-bench"` | `"native"` |',
+        "| `benchmark.model_name` | text | `model.id_or_path` |",  # said by the description, not by null
+        "| `optimization.convergence.least_gain` | number, above 0, below 1 | `0.001` |",
+        "| `engine.command` | list of texts | none |",
+    ],
+)
+def test_types_and_defaults_are_in_words(row: str) -> None:
+    assert task_tables().count(row) == 1
+
+
+def test_the_schema_that_is_checked_in_is_the_models() -> None:
     assert (REPOSITORY / "tuner" / "task" / "task.schema.json").read_text() == task_schema()
 
 
