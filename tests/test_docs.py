@@ -75,6 +75,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = json5.loads((REPOSITORY / "configs" / "one-gpu.json").read_text())
     del task["slo"]  # which a busy machine breaks
     task["optimization"] |= {"max_iterations": 3, "confirm": 1}
+    task["benchmark"] |= {"num_concurrency": [2], "traffic_scenarios": ["D(100,20)"]}
     task["benchmark"]["max_requests_per_iteration"] = 5
     (folder / "configs" / "one-gpu.json").write_text(json.dumps(task))
     first = run(["-m", "tuner.cli", "run", "configs/quickstart.json", "--virtual"], folder)
