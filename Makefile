@@ -36,8 +36,11 @@ lint: $(VENV)/.installed-dev  ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-schema: $(VENV)/.installed  ## the JSON schema of task files, from the models
+schema: $(VENV)/.installed  ## the JSON schema of task files and the page of their keys, from the models
 	@$(BIN)/tuner schema > tuner/task/task.schema.json
+	@$(BIN)/tuner schema --table | awk 'NR == FNR { table = table $$0 "\n"; next } /^<!-- end of keys/ { old = 0 } \
+		!old; /^<!-- keys/ { printf "\n%s\n", table; old = 1 }' - docs/task-file.md > docs/.task-file.md
+	@mv docs/.task-file.md docs/task-file.md
 
 lock: $(VENV)/.installed-dev  ## pin the newest versions that pyproject.toml allows
 	@$(PIP) uv

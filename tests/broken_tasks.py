@@ -103,7 +103,7 @@ BROKEN = [
     # missing
     wrong("", "base_runtime", '"sglang"', ("model", "is missing (give model.id_or_path, a hub id or a local folder)")),
     wrong("", "model", "{}", ("model.id_or_path", "is missing (Hub id or local folder.)")),
-    wrong("slo", "ttft", '{"p90": {}}', ("slo.ttft.p90.threshold", "is missing (Seconds.)")),
+    wrong("slo", "ttft", '{"p90": {}}', ("slo.ttft.p90.threshold", "is missing (Seconds that the latency may not exceed")),
     parameter("a", '{"type": "integer", "low": 1}', ("parameters.a.high", "is missing")),
     Broken("constraint without require", '{"constraints": [{"when": {"tp-size": 1}}]}', [("constraints[0].require", "is missing")]),
     # wrong types

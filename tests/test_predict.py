@@ -39,6 +39,16 @@ def test_it_says_that_it_predicts(tmp_path: Path) -> None:
     assert "Predicted gain" in text
 
 
+def test_penalties_are_no_gain(tmp_path: Path) -> None:
+    code, text = predict(
+        tmp_path, slo={"ttft": {"threshold": 1e-6}}, optimization={"objective": "minimize_tpot"}
+    )
+    assert code == 0
+    [line] = [line for line in text.splitlines() if line.startswith("Predicted gain")]
+    assert line.endswith("; the best would break the promises, the defaults break them")
+    assert abs(float(line.partition(" %")[0].rpartition(" ")[2].replace("−", "-"))) < 100
+
+
 def test_json_has_the_best_first_and_leaves_out_what_would_not_start(tmp_path: Path) -> None:
     code, text = predict(tmp_path, "--json", "--top", "3")
     document = json.loads(text)

@@ -49,9 +49,22 @@ class Forecast:
             value = digits(one.score.objective) if one.score.objective is not None else "would not run"
             yield f"{value:>14}  {config_text(one.config)}"
         if self.gain is not None:
-            yield f"Predicted gain in score over the defaults: {percent(self.gain)}"
+            yield self._gain_text(self.gain)
         if self.without_effect:
             yield f"Not modelled, all values predicted alike: {', '.join(self.without_effect)}"
+
+    def _gain_text(self, gain: float) -> str:
+        """The gain as a person reads it: penalties that grow exponentially are none of it."""
+        best, defaults = self.best[0].score, self.defaults.score
+        if best.slo.met and defaults.slo.met:
+            return f"Predicted gain over the defaults: {percent(gain)}"
+        assert best.objective is not None and defaults.objective is not None
+        value = percent(self.task.objective.gain(best.objective, defaults.objective))
+        kept = ["break", "keep"]
+        promises = (
+            f"the best would {kept[best.slo.met]} the promises, the defaults {kept[defaults.slo.met]} them"
+        )
+        return f"Predicted gain over the defaults: {value}; {promises}"
 
 
 def forecast(

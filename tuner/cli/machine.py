@@ -23,9 +23,10 @@ def list_engines(python: str | None) -> None:
         click.echo(f"{use.gpu:<12}{use.model}, {memory}")
 
 
-@click.command()
-def schema() -> None:
-    """Prints the JSON schema of task files."""
-    from tuner.task import task_schema
+@click.command(epilog=examples("tuner schema > task.schema.json\ntuner schema --table"))
+@click.option("--table", is_flag=True, help="Print every key as Markdown tables instead.")
+def schema(table: bool) -> None:
+    """Prints the JSON schema of task files, for editors."""
+    from tuner.task import task_schema, task_tables
 
-    click.echo(task_schema(), nl=False)
+    click.echo(task_tables() if table else task_schema(), nl=False)

@@ -33,51 +33,99 @@ def _body_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 class Benchmark(Section):
-    """The load, in genai-bench's vocabulary."""
+    """The load that is put on the engine, in genai-bench's vocabulary."""
 
-    task: Literal["text-to-text"] = "text-to-text"
-    tool: Literal["native", "genai-bench"] = Field("native", description="The load generator.")
-    model_name: Text | None = Field(None, description="Name under which the model is served and asked for.")
+    task: Literal["text-to-text"] = Field("text-to-text", description="The only kind of load there is.")
+    tool: Literal["native", "genai-bench"] = Field(
+        "native",
+        description="The load generator; `genai-bench` for a second opinion (docs/load.md#genai-bench).",
+    )
+    model_name: Text | None = Field(
+        None,
+        description="Name under which the model is served and asked for. Default: `model.id_or_path`.",
+    )
     model_tokenizer: Text | None = Field(
         None,
-        description="A folder with the model's tokenizer.json, for prompts of exact lengths; "
-        "default: model.id_or_path.",
+        description="Folder with the model's tokenizer.json: where it and the library `tokenizers` are "
+        "there, prompts have exact lengths. Default: `model.id_or_path`.",
     )
     traffic_scenarios: list[Annotated[str, AfterValidator(_scenario)]] = Field(
-        ["D(100,100)"], min_length=1, max_length=1000
+        ["D(100,100)"],
+        min_length=1,
+        max_length=1000,
+        description="Sizes of requests in tokens, such as `D(in,out)`; docs/load.md#scenarios has all.",
     )
     find: Literal["max_load"] | None = Field(
-        None, description="Search each trial for the highest of these loads that keeps the SLOs."
+        None,
+        description="`max_load`: each trial looks for the highest load between the lowest and the highest of "
+        "these that keeps the SLOs, and is scored by it (docs/load.md#the-highest-load-within-the-slos).",
     )
     dataset: Text | None = Field(
-        None, min_length=1, description="File of the scenario `dataset`: JSON lines, or ShareGPT's format."
+        None,
+        min_length=1,
+        description="File of the scenario `dataset`, relative to the task file: JSON lines, or ShareGPT's "
+        "format.",
     )
     prefix_len: int | None = Field(
-        None, ge=0, le=MAX_TOKENS, description="Tokens that all prompts of D, N and U begin with alike."
+        None,
+        ge=0,
+        le=MAX_TOKENS,
+        description="Tokens that all prompts of `D`, `N` and `U` begin with alike, part of their own length.",
     )
     prefix_ratio: float | None = Field(
-        None, ge=0, le=1, description="The same as a share of the prompt, where all scenarios are D."
+        None,
+        ge=0,
+        le=1,
+        description="In place of `prefix_len`, where all scenarios are `D`: as a share of the prompt.",
     )
-    num_concurrency: list[Annotated[int, Field(ge=1, le=4096)]] = Field([4, 8], min_length=1, max_length=1000)
+    num_concurrency: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
+        [4, 8],
+        min_length=1,
+        max_length=1000,
+        description="Requests in flight at any moment; every scenario at every one of these is a load level.",
+    )
     request_rate: list[Annotated[float, Field(gt=0, le=10_000)]] | None = Field(
-        None, min_length=1, max_length=1000, description="Requests per second, in place of num_concurrency."
+        None,
+        min_length=1,
+        max_length=1000,
+        description="In place of `num_concurrency`: requests per second, whatever became of those before; "
+        "every scenario at every rate is a load level.",
     )
-    arrivals: Arrivals = Field("poisson", description="Of a request_rate: gaps at random, or all the same.")
+    arrivals: Arrivals = Field(
+        "poisson",
+        description="Of a `request_rate`: gaps between requests at `poisson`'s random, or `constant`.",
+    )
     max_concurrency: int = Field(
-        1024, ge=1, le=65_536, description="Requests of a request_rate that may be open at once."
+        1024,
+        ge=1,
+        le=65_536,
+        description="Of a `request_rate`: requests that may be open at once; a level that was held back by "
+        "it is marked.",
     )
-    max_time_per_iteration: Seconds = Field(30.0, description="Seconds of sending in one load level.")
+    max_time_per_iteration: Seconds = Field(30.0, description="Time for which one load level sends.")
     max_requests_per_iteration: int = Field(
-        100, ge=1, le=1_000_000, description="Requests of one load level."
+        100,
+        ge=1,
+        le=1_000_000,
+        description="Requests of one load level: it ends with the last of them, or with its time.",
     )
     warmup_requests: int | None = Field(
-        None, ge=0, le=10_000, description="Requests before each load level, out of the figures; "
-        "default: as many as the level's concurrency, or a tenth of the requests of a request_rate."
-    )  # fmt: skip
-    keep_cache: bool = Field(False, description="Keep cached prefixes from one load level to the next.")
-    max_error_rate: float = Field(0.05, ge=0, lt=1, description="A load level with more has failed.")
+        None,
+        ge=0,
+        le=10_000,
+        description="Requests before each load level, out of the figures. Default: as many as the level's "
+        "concurrency; at a rate, a tenth of its requests.",
+    )
+    keep_cache: bool = Field(
+        False,
+        description="Keep cached prefixes from one load level to the next; else the cache is flushed before "
+        "each.",
+    )
+    max_error_rate: float = Field(
+        0.05, ge=0, lt=1, description="Share of requests; a load level in which more of them fail has failed."
+    )
     additional_params: Annotated[dict[str, Any], AfterValidator(_body_params)] = Field(
-        {}, description="Sent with every request."
+        {}, description='Sent with every request: `{"temperature": 0.0}` for one.'
     )
 
     def loads(self) -> list[tuple[int, float | None, int]]:

@@ -113,7 +113,9 @@ Prose = Annotated[str, Field(max_length=10_000), AfterValidator(_prose)]
 VariableName = Annotated[str, AfterValidator(_variable)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-LIMIT, le=LIMIT)]
 Whole = Annotated[int, Field(ge=-LIMIT, le=LIMIT)]
-Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
+Seconds = Annotated[
+    float, Field(gt=0, le=30 * 86400, allow_inf_nan=False, json_schema_extra={"unit": "seconds"})
+]
 
 
 class Section(BaseModel):

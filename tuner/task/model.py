@@ -58,27 +58,38 @@ def reserved(flag: str) -> str:
 class Model(Section):
     """The model to serve."""
 
-    id_or_path: Text = Field(min_length=1, description="Hub id or local folder.")
-    namespace: Text = Field("", description="Kubernetes namespace of exported manifests.")
+    id_or_path: Text = Field(
+        min_length=1,
+        description="Hub id or local folder. The engine is given it as it is; a relative folder is one below "
+        "the working directory. Only a task of the simulator may leave it out.",
+    )
+    namespace: Text = Field("", description="Kubernetes namespace of exported manifests. Default: none.")
 
 
 class EngineOptions(Section):
     """How the engine is run, beside the flags that are tuned."""
 
-    python: Text | None = Field(None, description="Interpreter that has the engine; default: this one.")
+    python: Text | None = Field(
+        None, description="Interpreter that has the engine. Default: the tuner's own."
+    )
     command: list[Text] | None = Field(
         None,
         min_length=1,
-        description="Words that start the server, in place of `python -m MODULE`; the flags follow them.",
+        description="Words that start the server, in place of `python -m MODULE`; the flags follow them: "
+        '`["numactl", "-N", "0", "python3", "-m", "sglang.launch_server"]`.',
     )
-    args: dict[FlagName, Value] = Field({}, description="Fixed flags, the same in every trial.")
+    args: dict[FlagName, Value] = Field({}, description="Flags that are the same in every trial.")
     env: dict[VariableName, Text] = Field(
         {},
-        description="Environment variables of the engine's process. A secret is written ${NAME}: the value "
+        description="Environment variables of the engine's process. A secret is written `${NAME}`: the value "
         "of that variable where the study is started.",
     )
-    start_timeout: Seconds = Field(300.0, description="Seconds until the first token must be served.")
-    hang_timeout: Seconds = Field(60.0, description="Seconds under load without any token.")
+    start_timeout: Seconds = Field(
+        300.0, description="From launch until the first token must be served; large models take minutes."
+    )
+    hang_timeout: Seconds = Field(
+        60.0, description="Under load without any token; then the engine hangs, and the trial has failed."
+    )
 
     def problems(self) -> list[tuple[str, str]]:
         """(key, message) of what does not go together, and of secrets."""
@@ -101,7 +112,9 @@ class Resources(Section):
     """What a trial needs of the cluster, beside as many GPUs as its sizes ask for."""
 
     accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = Field(
-        None, description="Kind of GPU, as Ray names it: H100, A100-80G, L4 ...; default: any."
+        None,
+        description="Kind of GPU that every trial needs, as Ray names it: `H100`, `A100-80G`, `L4` ... "
+        "(docs/cluster.md#who-gets-which-gpus). Default: any.",
     )
 
 
@@ -117,15 +130,28 @@ EngineName = Annotated[Text, AfterValidator(_engine)]
 class Task(Section):
     """A whole task file."""
 
-    task_name: Text = ""
-    description: Prose = ""
+    task_name: Text = Field("", description="Names the study. Default: the file's name.")
+    description: Prose = Field("", description="For people; the report shows it. Default: none.")
     model: Model = Field(description="give model.id_or_path, a hub id or a local folder")
-    base_runtime: EngineName = Field("simulator", description="The engine.")
-    runtime_image_tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")] | None = Field(
-        None, description="Tag of the container image, for exports and where the engine is not installed."
+    base_runtime: EngineName = Field(
+        "simulator",
+        description="The engine: `sglang`, `vllm`, `llamacpp`, `simulator`, or a plug-in's; `tuner engines` "
+        "lists them.",
     )
-    parameters: dict[FlagName, Parameter] = Field(DEFAULT_PARAMETERS, min_length=1, validate_default=True)
-    constraints: list[ConstraintSpec] = Field([])
+    runtime_image_tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")] | None = Field(
+        None,
+        description="Tag of the engine's container image: in exports, and in trials where the engine is not "
+        "installed and docker or podman is there.",
+    )
+    parameters: dict[FlagName, Parameter] = Field(
+        DEFAULT_PARAMETERS,
+        min_length=1,
+        validate_default=True,
+        description="What is tuned: by flag of the engine, without dashes, a list of values or an object as "
+        "below. Default: four of SGLang's, `tp-size`, `mem-fraction-static`, `schedule-policy` and "
+        "`chunked-prefill-size`.",
+    )
+    constraints: list[ConstraintSpec] = Field([], description="What may not be combined.")
     optimization: Optimization = Optimization()
     slo: SloSpec = SloSpec()
     benchmark: Benchmark = Benchmark()

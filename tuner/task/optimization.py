@@ -32,55 +32,87 @@ _Objectives = Annotated[
 class Convergence(Section):
     """When a search is over before its last trial."""
 
-    patience: int | None = Field(None, ge=1, description="Trials in a row without a better one.")
+    patience: int | None = Field(
+        None, ge=1, description="Ends the search after so many trials in a row without a better one."
+    )
     least_gain: float | None = Field(
         0.001,
         gt=0,
         lt=1,
         allow_inf_nan=False,
-        description="Share of the objective: less is no gain. A gp search ends when it expects less.",
+        description="Share of the objective: a `gp` search ends when it expects to gain less by its next "
+        "trials; `null` for never.",
     )
 
 
 class Optimization(Section):
-    """How to search."""
+    """How to search, towards what, and when to end. docs/search.md explains all of it."""
 
     strategy: Literal["bayesian", "grid_search", "grid", "random", "hybrid", "hierarchical"] = Field(
         "bayesian",
-        description="hybrid: a coarse grid, then bayesian; hierarchical: groups of parameters in turn, "
-        "then all together.",
+        description="`bayesian` learns from every trial; `hybrid` begins with a coarse grid; `hierarchical` "
+        "takes groups of parameters in turn, then all together; `grid_search` (also `grid`) tries every "
+        "configuration; `random` draws.",
     )
     sampler: Literal["auto", "tpe", "hyperopt", "gp", "cmaes", "random"] = Field(
         "auto",
-        description="Of the strategies that model: tpe is Optuna's, hyperopt is Hyperopt's TPE, gp a "
-        "Gaussian process over the configurations that exist, cmaes Optuna's CMA-ES, of parameters that all "
-        "have an order, random no model; auto takes what measures best.",
+        description="Of the strategies that learn: `gp` is a Gaussian process over the configurations that "
+        "exist, `tpe` Optuna's, `hyperopt` Hyperopt's TPE, `cmaes` Optuna's CMA-ES (of parameters that all "
+        "have an order), `random` none; `auto` takes what measures best.",
     )
     stages: list[Annotated[list[FlagName], Field(min_length=1)]] = Field(
         [],
-        description="Of the hierarchical strategy: the groups of parameters; default: the sizes that take "
-        "GPUs, then the others two by two.",
+        description='Of `hierarchical`: groups of parameters, `[["tp-size"], ["mem-fraction-static", '
+        '"chunked-prefill-size"]]`. Default: the sizes that take GPUs, then the others two by two.',
     )
     objective: _Objectives = Field(
-        "minimize_latency", description="What is optimised; a list asks for the Pareto front of several."
+        "minimize_latency",
+        description="What is optimised: a latency in seconds, or tokens or requests per second and GPU "
+        "(docs/search.md#objective-score-loss); a list asks for the Pareto front of several.",
     )
     max_iterations: int = Field(
-        100, ge=1, le=100_000, description="Trials of the search, the baseline included."
+        100,
+        ge=1,
+        le=100_000,
+        description="Trials of the search, the baseline included; a grid runs whole unless this is given.",
     )
-    n_initial_random: int = Field(5, ge=0, le=100_000, description="Random trials before the model's own.")
+    n_initial_random: int = Field(
+        5,
+        ge=0,
+        le=100_000,
+        description="Random trials before the model's own; 10 to 20 % of `max_iterations` is usual. `gp` "
+        "begins with 2, spread over the space, unless this is given.",
+    )
     convergence: Convergence = Field(
         Convergence(), validate_default=True, description="When a search ends before its last trial."
     )
-    early_stopping: bool = Field(True, description="Stop trials that are clearly losing (not of a grid).")
-    max_time: Seconds | None = Field(None, description="Seconds for the whole study, the repeats included.")
-    max_gpu_hours: float | None = Field(
-        None, gt=0, le=1e6, allow_inf_nan=False, description="GPU hours for the whole study."
+    early_stopping: bool = Field(True, description="Stop trials that are clearly losing, but for a grid's.")
+    max_time: Seconds | None = Field(
+        None,
+        description="Ends the search in time for the whole study, its repeats included, to take so long.",
     )
-    timeout_per_iteration: Seconds = Field(600.0, description="Seconds for one whole trial.")
-    seed: int | None = Field(None, ge=0, lt=2**32, description="Default: drawn, and recorded in study.json.")
+    max_gpu_hours: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="The same for the GPU hours that its trials hold.",
+    )
+    timeout_per_iteration: Seconds = Field(
+        600.0, description="Limit of one whole trial, the engine's start included."
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="Of the search and of the load's prompts. Default: drawn, and recorded in study.json.",
+    )
     baseline: bool = Field(True, description="Measure the engine's own defaults first, as trial 0.")
     confirm: int = Field(
-        2, ge=0, le=20, description="Times that the best two and the baseline are measured again at the end."
+        2,
+        ge=0,
+        le=20,
+        description="Times that the two best and the baseline are measured again at the end.",
     )
 
     @property

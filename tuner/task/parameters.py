@@ -35,11 +35,18 @@ def _choices(values: list[Any]) -> list[Any]:
 Choices = Annotated[list[Value], Field(max_length=10_000), AfterValidator(_choices)]
 
 
-class CategoricalSpec(Section):
-    """One of a list of values; `values` and `choices` are the same key."""
+# The forms of a parameter share keys, and a key one meaning.
+_KIND = "What the values are; `continuous` is another name for `float`."
+_LOW = "The smallest value, in the flag's own unit."
+_HIGH = "The largest value, itself included."
+_STEP = "From one value to the next; a `float` without it takes any value between."
 
-    type: Literal["categorical"]
-    values: Choices = Field(validation_alias="values")
+
+class CategoricalSpec(Section):
+    """One of a list of values."""
+
+    type: Literal["categorical"] = Field(description=_KIND)
+    values: Choices = Field(description="The values of a `categorical`.")
 
     def domain(self) -> spaces.Domain:
         return spaces.Categorical(tuple(self.values))
@@ -48,14 +55,14 @@ class CategoricalSpec(Section):
 class BooleanSpec(Section):
     """A flag that is given or not."""
 
-    type: Literal["boolean"]
+    type: Literal["boolean"] = Field(description=_KIND)
 
     def domain(self) -> spaces.Domain:
         return spaces.Categorical((False, True))
 
 
 class _RangeSpec(Section):
-    log: bool = Field(False, description="Space values by ratio instead of by difference.")
+    log: bool = Field(False, description="Space values by ratio instead of by difference; `low` is above 0.")
 
     @model_validator(mode="after")
     def _ordered(self) -> _RangeSpec:
@@ -73,10 +80,10 @@ class _RangeSpec(Section):
 class IntegerSpec(_RangeSpec):
     """Integers from low to high, both included."""
 
-    type: Literal["integer"]
-    low: Whole
-    high: Whole
-    step: int = Field(1, ge=1, le=LIMIT)
+    type: Literal["integer"] = Field(description=_KIND)
+    low: Whole = Field(description=_LOW)
+    high: Whole = Field(description=_HIGH)
+    step: int = Field(1, ge=1, le=LIMIT, description=_STEP)
 
     def domain(self) -> spaces.Domain:
         return spaces.Integer(self.low, self.high, self.step, self.log)
@@ -85,10 +92,10 @@ class IntegerSpec(_RangeSpec):
 class FloatSpec(_RangeSpec):
     """Real numbers from low to high, both included."""
 
-    type: Literal["float", "continuous"]
-    low: Number
-    high: Number
-    step: Number | None = Field(None, gt=0)
+    type: Literal["float", "continuous"] = Field(description=_KIND)
+    low: Number = Field(description=_LOW)
+    high: Number = Field(description=_HIGH)
+    step: Number | None = Field(None, gt=0, description=_STEP)
 
     def domain(self) -> spaces.Domain:
         return spaces.Float(self.low, self.high, self.step, self.log)
@@ -132,8 +139,8 @@ Parameter = Annotated[
 class Range(Section):
     """Numbers from low to high, either of which may be left out."""
 
-    low: Number | None = None
-    high: Number | None = None
+    low: Number | None = Field(None, description="At least this much.")
+    high: Number | None = Field(None, description="At most this much.")
 
     @model_validator(mode="after")
     def _bounded(self) -> Range:
@@ -162,8 +169,12 @@ ConditionSpec = Annotated[
 class ConstraintSpec(Section):
     """Where every `when` matches, every `require` must."""
 
-    when: dict[FlagName, ConditionSpec] = Field(min_length=1)
-    require: dict[FlagName, ConditionSpec] = Field(min_length=1)
+    when: dict[FlagName, ConditionSpec] = Field(
+        min_length=1,
+        description="Conditions by parameter, each a value, a list of values, or a range with `low` and/or "
+        "`high`: where all of them hold ...",
+    )
+    require: dict[FlagName, ConditionSpec] = Field(min_length=1, description="... all of these must.")
 
     def constraint(self) -> spaces.Constraint:
         def conditions(side: Mapping[str, Any]) -> dict[str, spaces.Condition]:

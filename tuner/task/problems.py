@@ -106,6 +106,8 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
 
 
 def _described(location: tuple[Any, ...]) -> str:
+    """The first sentence of what the key at a place means."""
     section = _section(location[:-1])
     field = section.model_fields.get(str(location[-1])) if section else None
-    return (field.description or "") if field else ""
+    first, more, _ = (field.description or "").partition(". ") if field else ("", "", "")
+    return f"{first}." if more else first
