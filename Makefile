@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SGLANG_ENV ?= .venv-sglang
 S3_ENV ?= .venv-s3
+TEST_PROCESSES ?= 2
 PUBLISH_ENV ?= .venv-publish
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
 
@@ -17,7 +18,7 @@ demo: $(VENV)/.installed  ## the main job: a study on the embedded simulator, ab
 
 test: $(VENV)/.installed-dev $(S3_ENV)/.installed $(PUBLISH_ENV)/.installed  ## every test that this machine can run
 	@MOTO_SERVER="$(abspath $(S3_ENV))/bin/moto_server" PUBLISH_PACKAGES="$(abspath $(PUBLISH_ENV))" \
-		$(BIN)/python -m pytest
+		$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # torch's CPU build and no other: the plain name may bring gigabytes of CUDA.
 test-sglang: $(VENV)/.installed-dev $(SGLANG_ENV)/.installed  ## the sglang adapter on a real SGLang without a GPU
