@@ -146,7 +146,7 @@ def test_secrets_are_asked_for_by_name(form: str) -> None:
     assert all(name in text for name in SECRETS)
 
 
-@pytest.mark.parametrize("form", FORMATS.keys() - {"json"})
+@pytest.mark.parametrize("form", sorted(FORMATS.keys() - {"json"}))
 def test_a_note_and_the_origin_are_comments(form: str) -> None:
     note = "Found on the SIMULATOR.\nMeasure it: twice."
     plain, noted = (FORMATS[form](deployment(note=each, origin=each and "Study x")) for each in ("", note))

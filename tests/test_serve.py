@@ -17,7 +17,7 @@ from tuner.analysis import summary
 from tuner.errors import TaskError
 from tuner.export import FORMATS, best_deployment
 from tuner.progress import StudyProgress
-from tuner.report.words import gain_sentence
+from tuner.report.sentences import gain_sentence
 from tuner.results import TABLES, ResultStore
 from tuner.serve.jobs import JobState
 from tuner.serve.models import State
