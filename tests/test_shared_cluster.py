@@ -212,3 +212,22 @@ def test_the_cluster_is_not_asked_at_every_turn() -> None:
     watch = Watch(Demand(ME))
     watch.shares(*(number / 100 for number in range(250)))
     assert watch.looks == 3
+
+
+@pytest.mark.slow
+def test_an_address_that_leads_nowhere_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text("{}")
+    command = [
+        sys.executable,
+        "-m",
+        "tuner.cli",
+        "run",
+        str(tmp_path / "task.json"),
+        "--results",
+        str(tmp_path),
+    ]
+    env = {**os.environ, "RAY_ADDRESS": "nowhere"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "error: RAY_ADDRESS: no Ray cluster answers at 'nowhere'" in done.stderr
+    assert "Traceback" not in done.stderr
