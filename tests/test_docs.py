@@ -55,7 +55,9 @@ def test_every_command_is_proved_somewhere() -> None:
 
 
 def test_scripts_of_the_shell_are_run_by_a_test() -> None:
-    assert {document for document, _ in blocks("bash")} == {"serve.md"}  # tests/test_serve_ray.py runs them
+    assert {document for document, _ in blocks("bash")} == {
+        "docs/serve.md"
+    }  # tests/test_serve_ray.py runs them
 
 
 @pytest.mark.parametrize("text", [text for _, text in blocks("json")])

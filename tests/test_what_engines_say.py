@@ -114,7 +114,7 @@ def test_whatever_llamacpp_says_of_its_slots_is_read(said: Any) -> None:
     engine = cast("llamacpp.LlamaCppEngine", make_engine(task))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llamacpp, "call", lambda *_, **__: said)
-        info = engine._info({}, "http://127.0.0.1:1")
+        info = engine._info(["--model", "m.gguf"], "http://127.0.0.1:1")
     assert isinstance(info.effective_args["parallel"], int)
 
 
