@@ -96,7 +96,9 @@ def test_every_volume_is_there_and_no_secret_is() -> None:
         volumes = {volume["name"] for volume in spec["volumes"]}
         for container in spec["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
-            assert all("secretKeyRef" in variable["valueFrom"] for variable in container["env"])
+            home, *secrets = container["env"]
+            assert home == {"name": "HF_HOME", "value": "/models"}
+            assert secrets and all("secretKeyRef" in variable["valueFrom"] for variable in secrets)
     config = {volume["configMap"]["name"] for volume in PODS[0]["template"]["spec"]["volumes"]}
     assert config == {CONFIG_MAP["metadata"]["name"]}
 

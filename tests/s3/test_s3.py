@@ -5,7 +5,6 @@ MOTO_SERVER names moto's server, a program that speaks S3 (`make test` sets it u
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -139,15 +138,12 @@ def test_a_study_from_its_start_to_its_export(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.skipif(
-    "resume" not in inspect.signature(run_study).parameters, reason="this tree cannot resume a study"
-)
 def test_a_study_goes_on_from_there(s3: S3) -> None:
     root, task = s3.uri(f"{s3.bucket()}/studies"), make_task(TASK)
     first = run_study(task, results=root, study="one", seed=1).results.trials
     store = ResultStore(root, "one")
     store._fs.delete_file(f"{store._folder}/trials/00002.parquet")
-    again = run_study(task, results=root, study="one", resume=True).results.trials  # type: ignore[call-arg]
+    again = run_study(task, results=root, study="one", resume=True).results.trials
     assert list(again["started_at"][:2]) == list(first["started_at"][:2])
     assert len(again) == 3 and again["failure_cause"].isna().all()
 
