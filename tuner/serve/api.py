@@ -1,26 +1,24 @@
-"""The HTTP API, version 1: routes, their documentation, and errors as answers. No tuning logic.
+"""The HTTP API, version 1: its routes and what they say of themselves. No tuning logic.
 
 `create_app` builds it around anything that runs jobs, so that it can be looked at without Ray.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi import APIRouter, FastAPI, Query, Request, Security
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException as AnyHTTPException
 
 from tuner import __version__
-from tuner.errors import Problem, StudyError, TaskError, TunerError, UsageError
+from tuner.errors import StudyError, UsageError
 from tuner.export import FORMATS, best_deployment, launch_text
 from tuner.registry import engines
 from tuner.report import html
-from tuner.results import STUDY_NAME, TABLES
+from tuner.results import TABLES
+from tuner.serve.errors import add_errors
 from tuner.serve.events import events
 from tuner.serve.guard import Guard
 from tuner.serve.jobs import Jobs
@@ -29,12 +27,22 @@ from tuner.serve.models import (
     BestBody,
     CheckBody,
     ErrorBody,
-    ProblemBody,
     StudiesBody,
     StudyBody,
 )
 from tuner.serve.pages import add_pages
-from tuner.serve.studies import Options, Studies, Upload
+from tuner.serve.requests import (
+    EVENT,
+    TASK_BODY,
+    AtOnce,
+    NewName,
+    Seed,
+    StudyName,
+    TaskOptions,
+    TaskUpload,
+    may,
+)
+from tuner.serve.studies import Options, Studies
 from tuner.serve.tables import Form, written
 from tuner.task.file import MAX_BYTES
 
@@ -44,88 +52,6 @@ Starts studies, follows them, and reads what they found: the command `tuner` fro
 Every request below `/api/v1` needs the token that `tuner serve` printed, as `Authorization: Bearer TOKEN`.
 A task file names programs that are run on the server: whoever has the token may do there what its user may.
 """
-_NAME = rf"^{STUDY_NAME.pattern}$"
-_TASK = {
-    "description": "A task file as `tuner run` takes it: JSON with comments, or YAML. At most 256 KiB.",
-    "required": True,
-    "content": {
-        kind: {
-            "schema": {"type": "object" if kind.endswith("json") else "string"},
-            "example": example,
-        }
-        for kind, example in {
-            "application/json": {
-                "model": {"id_or_path": "meta-llama/Llama-3.1-8B-Instruct"},
-                "parameters": {"tp-size": [1, 2, 4], "mem-fraction-static": [0.8, 0.85, 0.9]},
-                "optimization": {"objective": "minimize_latency", "max_iterations": 20},
-                "slo": {"ttft": {"p95": {"threshold": 0.5}}},
-                "benchmark": {"traffic_scenarios": ["D(100,100)"], "num_concurrency": [8, 32]},
-            },
-            "application/yaml": "parameters:\n  tp-size: [1, 2]\noptimization:\n  max_iterations: 10\n",
-        }.items()
-    },
-}
-
-_EVENT = {
-    "type": "object",
-    "properties": {
-        "id": {"type": "string"},
-        "event": {"enum": ["study", "end"]},
-        "data": {"type": "string", "description": "JSON, or for `end` the state."},
-    },
-}
-
-
-def _may(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    reasons = {
-        401: "The token is missing or wrong.",
-        403: "Another site's page asks, or there is no token and this is not loopback.",
-        404: "There is no such study, or nothing of it to show.",
-        409: "The study is in no state for this; the error says why.",
-        413: "The task is too long.",
-        422: "The task or the request is wrong; `problems` has every reason.",
-        500: "Results cannot be read, or Ray does not answer; the error says which.",
-    }
-    body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
-    return {status: {"description": reasons[status], "content": body} for status in statuses}
-
-
-StudyName = Annotated[str, Path(pattern=_NAME, description="A study's name.", examples=["quickstart-1"])]
-NewName = Annotated[
-    str | None, Query(pattern=_NAME, description="The new study's name [default: of the task and the time].")
-]
-Seed = Annotated[int | None, Query(ge=0, le=2**32 - 1, description="In place of the task's seed.")]
-AtOnce = Annotated[int | None, Query(ge=1, le=10_000, description="Trials at once [default: all that fit].")]
-
-
-def _options(
-    engine: Annotated[
-        str | None,
-        Query(pattern=r"^[A-Za-z0-9_-]{1,60}$", description="In place of the task's base_runtime."),
-    ] = None,
-    virtual: Annotated[
-        bool, Query(description="On the simulator in virtual time: seconds in place of minutes.")
-    ] = False,
-) -> Options:
-    return Options(engine=engine, virtual=virtual)
-
-
-async def _upload(request: Request) -> Upload:
-    """The body as a task file. What is neither called JSON nor YAML is what it looks like."""
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_BYTES:
-            raise HTTPException(413, f"the task is too long: more than {MAX_BYTES:,} bytes")
-    kind = request.headers.get("content-type", "").partition(";")[0].lower()
-    if kind.endswith("json"):
-        return Upload(bytes(content), yaml=False)
-    looks_json = bytes(content).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"/"))
-    return Upload(bytes(content), yaml="yaml" in kind or not looks_json)
-
-
-TaskOptions = Annotated[Options, Depends(_options)]
-TaskUpload = Annotated[Upload, Depends(_upload)]
 
 
 def create_app(root: str, jobs: Jobs, token_digest: str | None) -> FastAPI:
@@ -144,18 +70,18 @@ def create_app(root: str, jobs: Jobs, token_digest: str | None) -> FastAPI:
     app.add_middleware(Guard, token_digest=token_digest, max_bytes=MAX_BYTES)
     kept = Studies(root, jobs)
     token = Security(HTTPBearer(auto_error=False, description="What `tuner serve` printed."))
-    router = APIRouter(prefix="/api/v1", dependencies=[token], responses=_may(401, 403, 422, 500))
+    router = APIRouter(prefix="/api/v1", dependencies=[token], responses=may(401, 403, 422, 500))
     _add_tasks(router, kept)
     _add_studies(router, kept)
     _add_results(router, kept)
     app.include_router(router)
     add_pages(app)
-    _add_errors(app)
+    add_errors(app)
     return app
 
 
 def _add_tasks(router: APIRouter, kept: Studies) -> None:
-    task_body = {"requestBody": _TASK}
+    task_body = {"requestBody": TASK_BODY}
 
     @router.get(
         "/about",
@@ -176,7 +102,7 @@ def _add_tasks(router: APIRouter, kept: Studies) -> None:
         "/check",
         tags=["tasks"],
         summary="Check a task: every problem in it, or what it would cost",
-        responses=_may(413),
+        responses=may(413),
         openapi_extra=task_body,
     )
     def check(upload: TaskUpload, options: TaskOptions) -> CheckBody:
@@ -188,7 +114,7 @@ def _add_tasks(router: APIRouter, kept: Studies) -> None:
         tags=["tasks"],
         summary="Start a study of a task",
         status_code=201,
-        responses=_may(409, 413),
+        responses=may(409, 413),
         openapi_extra=task_body,
     )
     def submit(
@@ -215,7 +141,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
     ) -> StudiesBody:
         return kept.list(limit, offset)
 
-    @router.get("/studies/{study}", tags=["studies"], summary="How a study stands", responses=_may(404))
+    @router.get("/studies/{study}", tags=["studies"], summary="How a study stands", responses=may(404))
     def one_study(study: StudyName) -> StudyBody:
         return kept.study(study)
 
@@ -228,9 +154,9 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
             200: {
                 "description": "An event `study` whenever something has changed, its data the same object as "
                 "of `GET /studies/{study}`; `end` when nothing more comes of it.",
-                "content": {"text/event-stream": {"schema": _EVENT}},
+                "content": {"text/event-stream": {"schema": EVENT}},
             },
-            **_may(404),
+            **may(404),
         },
     )
     async def follow(study: StudyName) -> StreamingResponse:
@@ -243,7 +169,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
         tags=["studies"],
         summary="End a study that runs",
         status_code=202,
-        responses=_may(404, 409),
+        responses=may(404, 409),
     )
     def cancel(study: StudyName) -> StudyBody:
         """Finished trials are kept, engines leave their GPUs; `resume` goes on with it."""
@@ -254,7 +180,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
         tags=["studies"],
         summary="Go on with a study where it was left",
         status_code=202,
-        responses=_may(404, 409),
+        responses=may(404, 409),
     )
     def resume(study: StudyName, max_concurrent: AtOnce = None) -> StudyBody:
         """What was measured is kept and not measured again."""
@@ -265,7 +191,7 @@ def _add_studies(router: APIRouter, kept: Studies) -> None:
         tags=["studies"],
         summary="The end of a study's log",
         response_class=PlainTextResponse,
-        responses=_may(404),
+        responses=may(404),
     )
     def log(
         study: StudyName,
@@ -283,7 +209,7 @@ def _add_results(router: APIRouter, kept: Studies) -> None:
         "/studies/{study}/best",
         tags=["results"],
         summary="The best configuration, and what it is worth",
-        responses=_may(404, 409),
+        responses=may(404, 409),
     )
     def best(study: StudyName) -> BestBody:
         return kept.best(study)
@@ -293,7 +219,7 @@ def _add_results(router: APIRouter, kept: Studies) -> None:
         tags=["results"],
         summary="How to launch the best configuration",
         response_class=PlainTextResponse,
-        responses=_may(404, 409),
+        responses=may(404, 409),
     )
     def export(
         study: StudyName,
@@ -310,7 +236,7 @@ def _add_results(router: APIRouter, kept: Studies) -> None:
         response_class=Response,
         responses={
             200: {"content": {"text/html": {"schema": {"type": "string"}}}},
-            **_may(404, 409),
+            **may(404, 409),
         },
     )
     def report(study: StudyName) -> Response:
@@ -335,7 +261,7 @@ def _add_table(router: APIRouter, kept: Studies, name: str) -> None:
         summary=f"The table `{name}`, as JSON, CSV or Parquet",
         name=name,
         response_class=Response,
-        responses={200: {"content": forms}, **_may(404)},
+        responses={200: {"content": forms}, **may(404)},
     )
     def table(
         study: StudyName,
@@ -351,50 +277,3 @@ def _add_table(router: APIRouter, kept: Studies, name: str) -> None:
         content = written(frame, name, form, chosen)
         place = {"content-disposition": f'attachment; filename="{study}-{name}.{form}"'}
         return Response(content, media_type=form.media_type, headers=place)
-
-
-def _add_errors(app: FastAPI) -> None:
-    """Errors of this package, of a request's form and of HTTP, all in one shape."""
-
-    @app.exception_handler(TunerError)
-    def known(_: Request, error: TunerError) -> JSONResponse:
-        if isinstance(error, TaskError):
-            count = len(error.problems)
-            return _answer(422, f"the task has {count} problem{'s' * (count != 1)}", error.problems)
-        status = 409 if isinstance(error, StudyError) else 422 if isinstance(error, UsageError) else 500
-        return _answer(status, str(error))
-
-    @app.exception_handler(LookupError)
-    def missing(_: Request, error: LookupError) -> JSONResponse:
-        if type(error) is not LookupError:  # a KeyError is a fault of ours
-            raise error
-        return _answer(404, str(error))
-
-    @app.exception_handler(RequestValidationError)
-    def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [Problem(".".join(map(str, each["loc"])), str(each["msg"])) for each in error.errors()]
-        return _answer(422, "the request is not as it has to be", problems)
-
-    @app.exception_handler(AnyHTTPException)
-    def http(request: Request, error: AnyHTTPException) -> JSONResponse:
-        if error.status_code == 405:  # a route knows of its own method only
-            return _answer(405, "this can not be done here", headers={"allow": _allowed(app, request)})
-        return _answer(error.status_code, str(error.detail).lower(), headers=error.headers)
-
-
-def _allowed(app: FastAPI, request: Request) -> str:
-    """The methods of every route at the request's path."""
-    methods: set[str] = set()
-    for path, routes in app.openapi()["paths"].items():
-        pattern = re.sub(r"\{\w+\}", "[^/]+", path)
-        if re.fullmatch(pattern, request.url.path.removeprefix(str(request.scope.get("root_path", "")))):
-            methods |= {method.upper() for method in routes}
-    return ", ".join(sorted(methods))
-
-
-def _answer(status: int, error: str, problems: Any = (), headers: Any = None) -> JSONResponse:
-    body = ErrorBody(
-        error=error,
-        problems=[ProblemBody(path=each.path, message=each.message, hint=each.hint) for each in problems],
-    )
-    return JSONResponse(body.model_dump(), status, headers=headers)
