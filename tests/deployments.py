@@ -53,3 +53,18 @@ def deployment(**values: Any) -> Deployment:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+
+
+def closed(schema: Any) -> Any:
+    """A CRD's schema that refuses what it does not name: the API server drops such fields without a word."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
+        open_ended = schema.get("x-kubernetes-preserve-unknown-fields", False)
+        return found if open_ended else {**found, "additionalProperties": False}
+    return found

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import ray
 import yaml as pyyaml
-from deployments import ARGV, HOSTILE, SECRETS, TEXT, deployment
+from deployments import ARGV, HOSTILE, SECRETS, TEXT, closed, deployment
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -81,20 +81,6 @@ def container_of(text: str) -> Any:
         jsonschema.validate(document, KUBERNETES)
     [only] = documents[0]["spec"]["template"]["spec"]["containers"]
     return only
-
-
-def closed(schema: Any) -> Any:
-    """A CRD's schema that refuses what it does not name: the API server drops such fields without a word."""
-    if isinstance(schema, list):
-        return [closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: closed(value) for key, value in schema.items()}
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"type": ["integer", "string"]}
-    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
-        return {**found, "additionalProperties": False}
-    return found
 
 
 def resources_of(text: str) -> dict[str, Any]:

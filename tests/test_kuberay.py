@@ -15,6 +15,7 @@ from typing import Any
 import json5
 import jsonschema
 import pytest
+from deployments import closed
 from ruamel.yaml import YAML
 
 from tuner.cli import cli
@@ -50,21 +51,6 @@ def test_the_schema_tells_right_from_wrong(path: str, value: Any) -> None:
         node = node[int(key)] if isinstance(node, list) else node[key]
     node[last] = value
     assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(changed)
-
-
-def closed(schema: Any) -> Any:
-    """A CRD's schema that refuses what it does not name: the API server drops such fields without a word."""
-    if isinstance(schema, list):
-        return [closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: closed(value) for key, value in schema.items()}
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"type": ["integer", "string"]}
-    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
-        open_ended = schema.get("x-kubernetes-preserve-unknown-fields", False)
-        return found if open_ended else {**found, "additionalProperties": False}
-    return found
 
 
 @pytest.mark.skipif("KUBERAY_CRD" not in os.environ, reason="KUBERAY_CRD names no ray.io_rayjobs.yaml")
