@@ -256,7 +256,7 @@ class TestPareto:
 
 class TestImportance:
     def test_finds_what_matters_and_what_does_not(self) -> None:
-        shares = analysis.importance(studies.make(studies.grid(studies.PARAMETERS, 60)).results().trials)
+        shares = analysis.importance(studies.make(studies.grid(studies.PARAMETERS, 60)).results())
         assert shares is not None and all(0 <= share <= 1 for share in shares.values())
         assert next(iter(shares)) == "tp-size"
         assert shares["schedule-policy"] < 0.1 < shares["chunked-prefill-size"]
@@ -267,8 +267,12 @@ class TestImportance:
             {"mem-fraction-static": float(x), "schedule-policy": str(rng.choice(["lpm", "fcfs"]))}
             for x in rng.uniform(0.3, 0.9, 40)
         ]
-        made = studies.make(configs, fails=studies.never_fails, noise=0.02)
-        shares = analysis.importance(made.results().trials)
+        space = {
+            "mem-fraction-static": {"type": "float", "low": 0.3, "high": 0.9},
+            "schedule-policy": ["lpm", "fcfs"],
+        }
+        made = studies.make(configs, parameters=space, fails=studies.never_fails, noise=0.02)
+        shares = analysis.importance(made.results())
         assert shares is not None
         assert shares["mem-fraction-static"] > 0.7 and shares["schedule-policy"] < 0.2
 
@@ -276,7 +280,23 @@ class TestImportance:
         few = studies.make(studies.grid(studies.PARAMETERS, 5))
         same = studies.make([{"tp-size": 2}] * 20)
         for made in (few, same, studies.make([], baseline=False), studies.make(fails=lambda _: Cause.CRASH)):
-            assert analysis.importance(made.results().trials) is None
+            assert analysis.importance(made.results()) is None
+
+    def test_of_what_exists_only(self) -> None:
+        """Where one parameter decides another, each by itself explains all that differs."""
+        sizes = [1, 2, 3, 4, 5, 6, 7, 8]
+        parameters = {"tp-size": sizes, "max-running-requests": sizes}
+        made = studies.make(
+            [{"tp-size": n, "max-running-requests": n} for n in sizes],
+            parameters=parameters,
+            effect=lambda config: float(config.get("tp-size", 1)),
+            fails=studies.never_fails,
+        )
+        made.about["task"]["constraints"] = [
+            {"when": {"tp-size": n}, "require": {"max-running-requests": n}} for n in sizes
+        ]
+        shares = analysis.importance(made.results())
+        assert shares == pytest.approx({"tp-size": 1.0, "max-running-requests": 1.0})
 
 
 class TestEffects:
@@ -420,8 +440,8 @@ class TestNextSteps:
 
     def test_the_edge_of_the_space(self) -> None:
         advice = " ".join(analysis.next_steps(studies.make().results()))
-        assert "edge of the space in tp-size=2, mem-fraction-static=0.9" in advice
-        assert "schedule-policy" not in advice
+        assert "edge of the space in tp-size=2, chunked-prefill-size=4096" in advice
+        assert "mem-fraction-static" not in advice  # explains 1 % of the differences
 
     def test_one_is_no_edge(self) -> None:
         made = studies.make(effect=lambda config: float(config.get("tp-size", 1)))

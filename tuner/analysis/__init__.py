@@ -5,15 +5,14 @@ Times are seconds; gains are shares (0.2: a fifth better).
 
 from tuner.analysis.advice import next_steps
 from tuner.analysis.answer import Gain, SloStatus, Summary, Verdict, summary
-from tuner.analysis.chance import RandomSearch, grid_size, random_search, space_of
 from tuner.analysis.gpus import GpuUse, gpu_use
 from tuner.analysis.groups import Group
+from tuner.analysis.landscape import RandomSearch, grid_size, importance, random_search, space_of
 from tuner.analysis.patterns import (
     Pair,
     convergence,
     effects,
     failures,
-    importance,
     pair,
     pareto,
     random_expectation,

@@ -11,7 +11,8 @@ import pandas as pd
 
 from tuner.analysis.answer import Summary, standard_error, summary
 from tuner.analysis.confirmation import deviation, runs_of
-from tuner.analysis.patterns import MIN_TRIALS, convergence, importance
+from tuner.analysis.landscape import importance
+from tuner.analysis.patterns import MIN_TRIALS, convergence
 from tuner.analysis.trials import Status, Trial, finished, is_number, rows, status, without_repeats
 from tuner.failures import Cause
 from tuner.results import StudyResults
@@ -129,7 +130,7 @@ def _space(results: StudyResults, answer: Summary) -> Iterator[str]:
 
 def _edges(results: StudyResults, best: Trial) -> Iterator[str]:
     """The best's values that end their range, of parameters that matter; 0 and 1 have nothing below."""
-    shares = importance(results.trials) or {}
+    shares = importance(results) or {}
     for flag, spec in results.about["task"].get("parameters", {}).items():
         value, numbers = best["config"].get(flag), _range(spec)
         if shares.get(flag, 0.0) < _MATTERS or len(set(numbers)) < 2:

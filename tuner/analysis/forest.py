@@ -10,7 +10,6 @@ import numpy as np
 Array = np.ndarray
 
 TREES = 64
-_SMALLEST_LEAF = 2  # training rows, of a bootstrap sample
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def fit(codes: Array, levels: Sequence[int], ordered: Sequence[bool], values: Ar
     """A forest for `values` at `codes`, (rows, parameters): numbers of levels, of which each has `levels`.
 
     Each tree is grown on a bootstrap sample, by the cut that leaves the least squares: between two levels
-    of an ordered parameter, one level against the rest of any other.
+    of an ordered parameter, one level against the rest of any other. Cuts end where all values are one.
     """
     rng = np.random.default_rng(0)
     drawn = [rng.integers(len(values), size=len(values)) for _ in range(TREES)]
@@ -72,9 +71,9 @@ def _grown(codes: Array, ordered: Array, values: Array, levels: Sequence[int]) -
 
 
 def _best_cut(codes: Array, ordered: Array, values: Array, most: int) -> tuple[int, Array] | None:
-    """The parameter, and which of its levels go left; None where no cut helps, or a side is too small."""
+    """The parameter, and which of its levels go left; None where no cut helps."""
     parameters = codes.shape[1]
-    if len(values) < 2 * _SMALLEST_LEAF or np.ptp(values) == 0:
+    if np.ptp(values) == 0:
         return None
     places = (codes + most * np.arange(parameters)).ravel()
     centred = np.repeat(values - values.mean(), parameters)
@@ -83,7 +82,7 @@ def _best_cut(codes: Array, ordered: Array, values: Array, most: int) -> tuple[i
     left_n = np.where(ordered[:, None], count.cumsum(axis=1), count)
     left = np.where(ordered[:, None], total.cumsum(axis=1), total)
     right_n = len(values) - left_n
-    possible = (left_n >= _SMALLEST_LEAF) & (right_n >= _SMALLEST_LEAF)
+    possible = (left_n > 0) & (right_n > 0)
     gain = np.where(possible, left**2 / np.maximum(left_n, 1) + left**2 / np.maximum(right_n, 1), -1.0)
     best = int(gain.argmax())
     if gain.flat[best] <= 1e-12:

@@ -1,4 +1,4 @@
-"""What the trials show together: convergence, the trade-off, and which parameters matter."""
+"""What the trials show together: convergence, the trade-off, effects, and where they fail."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from tuner.analysis.groups import Group, grouped
 from tuner.analysis.trials import Status, finished, is_true, parameters_of, rows, status
 from tuner.objective import Objective
 
-MIN_TRIALS = 8  # finished ones, for shares of variance
+MIN_TRIALS = 8  # finished ones, to tell what they have in common
 _TELLS = 0.05  # share of the variance of failing
-WORST = 4.0  # times the best: as which a score counts that is worse by more
 _MOST_VALUES = 6  # a numeric parameter with more of them is cut
 _BINS = 4  # into so many quantile bins
 
@@ -149,39 +148,13 @@ def where_trials_fail(trials: pd.DataFrame) -> list[str]:
     return [name for name in ranked if shares[name] >= _TELLS] or ranked[:1]
 
 
-def importance(trials: pd.DataFrame) -> dict[str, float] | None:
-    """The share of the variance of log(score) that each parameter explains alone, the largest first.
-
-    Kelley's ε² (1935): the between-groups share of a one-way analysis of variance, less what as many
-    random groups would show; so shares need not sum to one, and a parameter without effect gets 0. A score
-    more than `WORST` times worse than the best counts as that, since a penalty has no bounds.
-    None for fewer than MIN_TRIALS finished trials, or where no parameter has two values.
-
-    Of 88 searches of 25 trials on eleven measured surfaces it named the parameter that matters most in
-    78 %, Optuna's fANOVA (Hutter et al., ICML 2014) in 80 %, with errors of the shares of 9.5 and 9.8
-    points: no reason to install scikit-learn, which that needs. Optuna's PED-ANOVA named it in 27-50 %,
-    for its top quantile is two or three trials here.
-    """
-    compared = finished(trials)
-    compared = compared[compared["kind"] != "baseline"]
-    if len(compared) < MIN_TRIALS:
-        return None
-    logs = compared["loss"].to_numpy(float)  # ±log(score), kept finite
-    logs = np.minimum(logs, logs.min() + math.log(WORST))
-    shares = {
-        name: _epsilon_squared(logs, groups)
-        for name in parameters_of(compared)
-        if len(set(groups := _groups([config.get(name) for config in compared["config"]]))) > 1
-    }
-    return dict(sorted(shares.items(), key=lambda item: -item[1])) or None
-
-
 def _groups(values: Sequence[Any]) -> list[int]:
     """The place of each value's group; numbers with many values are cut into quantile bins."""
     return grouped(values, most=_MOST_VALUES, bins=_BINS)[1]
 
 
 def _epsilon_squared(values: np.ndarray, groups: Sequence[int]) -> float:
+    """Kelley's ε² (1935): the share of the variance that lies between groups, less what random ones show."""
     by_group = pd.Series(values).groupby(np.asarray(groups))
     total = float(((values - values.mean()) ** 2).sum())
     within = float(((values - by_group.transform("mean").to_numpy()) ** 2).sum())

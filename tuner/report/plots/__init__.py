@@ -25,8 +25,8 @@ from tuner.results import StudyResults
 
 _POINTS = "Each point is a load level of a trial that was measured to its end."
 _IMPORTANCE = (
-    "Share of the differences between trials that a parameter explains by itself (Kelley's ε² of log(score), "
-    "which counts broken SLOs). With few trials these shares are rough."
+    "Share of the differences between the configurations of the space that a parameter explains by itself: "
+    "fANOVA of log(score), which counts broken SLOs. With few trials these shares are rough."
 )
 
 
@@ -66,7 +66,7 @@ def _every(
     results: StudyResults, answer: Summary, unit: words.Unit
 ) -> Iterator[tuple[str, str, Figure, str]]:
     searched = without_repeats(results)
-    shares = importance(searched.trials)
+    shares = importance(searched)
     names = list(dict.fromkeys([*(shares or {}), *parameters_of(searched.trials)]))
     if answer.front:
         yield "front", "Pareto front", loads.front_plot(searched, answer), "As first measured."

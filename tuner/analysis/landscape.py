@@ -1,4 +1,7 @@
-"""What a random search of the whole space would be expected to find: an estimate by a model of the trials."""
+"""What the trials tell of the whole space, by a model of them: what matters, what a random search would find.
+
+The model is a random forest: it also says something of configurations that nobody tried.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from tuner.analysis import forest
-from tuner.analysis.patterns import MIN_TRIALS, WORST, random_expectation
+from tuner.analysis.patterns import MIN_TRIALS, random_expectation
 from tuner.analysis.trials import Status, finished, is_number, is_true, objective_of, rows, status
 from tuner.errors import TunerError
 from tuner.results import StudyResults
 from tuner.space import Categorical, Domain, SearchSpace, Value, config_key
 from tuner.task import make_task
 
+WORST = 4.0  # times the best: as which a score counts that is worse by more
 _DRAWS = 2_000  # configurations of a space that is larger
 _MOST_LEVELS = 16  # of a parameter; one with more values is cut into bins of equally likely ones
 _MOST_CHOICES = 64  # of a parameter without an order
@@ -47,33 +51,69 @@ def grid_size(space: SearchSpace) -> float:
     return sum(1 for _ in space.grid()) if _listed(space) else space.size
 
 
+def importance(results: StudyResults) -> dict[str, float] | None:
+    """The share of the variance of log(score) that each parameter explains by itself, the largest first.
+
+    fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014): of each tree of a random forest, the variance of its
+    mean at a parameter's values over its whole variance, then the mean of the trees. Means are over the
+    configurations that exist, not over the product of all values. What only several parameters explain
+    together is in no share, so they need not sum to one. None for fewer than MIN_TRIALS configurations that
+    finished, or where no parameter has two values.
+
+    Of 88 searches of 25 trials on eleven measured surfaces it named the parameter that matters most in 77 %,
+    and its shares were off by 6.2 points.
+    """
+    space = space_of(results)
+    known = _losses(results, space, {"search", "confirm"}) if space is not None else {}
+    if space is None or len(known) < MIN_TRIALS or not (drawn := _drawn(space)):
+        return None
+    codes = _Codes(space)
+    tried, everywhere = codes(map(json.loads, known)), codes(drawn)
+    varied = [place for place in range(tried.shape[1]) if len(set(tried[:, place])) > 1]
+    if not varied or max(codes.levels) > _MOST_CHOICES:
+        return None
+    model = forest.fit(tried, codes.levels, codes.ordered, np.array(list(known.values())))
+    values = np.array([tree.predict(everywhere) for tree in model.trees])
+    values = values[np.ptp(values, axis=1) > 0]
+    names = list(space.domains)
+    shares = {names[place]: _between(everywhere[:, place], values) for place in varied}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def _between(levels: np.ndarray, values: np.ndarray) -> float:
+    """The share of the variance of `values`, (trees, rows), that lies between the rows' `levels`."""
+    if not len(values):
+        return 0.0
+    member = (levels == np.unique(levels)[:, None]).astype(float)
+    means = values @ member.T / member.sum(axis=1)
+    spread = (means - values.mean(axis=1, keepdims=True)) ** 2 @ member.sum(axis=1) / len(levels)
+    return float(np.mean(spread / values.var(axis=1)))
+
+
 def random_search(results: StudyResults, n: int) -> RandomSearch | None:
     """What `n` random trials would be expected to find; None where too little is known to say.
 
     A random forest on the study's trials says what the configurations are worth that nobody tried; one that
-    fails counts as the worst that finished, none as more than `WORST` times worse than the best. Means are
-    of log(score). On eleven measured surfaces (51 to 495 configurations), from 25 searched trials of each,
-    the expected best of 25 random ones was estimated as 29 % worse than the best of all, and in truth it is
-    27 %; on the worst of them the estimate was 15 points off.
+    fails counts as the worst that finished. Means are of log(score). On eleven measured surfaces (51 to 495
+    configurations), from 25 searched trials of each, the expected best of 25 random ones was estimated as
+    31 % worse than the best of all, and in truth it is 29 %; on the worst of them it was 15 points off.
     """
     space = space_of(results)
     own = [trial for trial in rows(finished(results.trials)) if trial["kind"] == "search"]
     if space is None or not any(is_true(trial["slo_met"]) for trial in own):
         return None
-    failed = [trial for trial in rows(results.trials) if status(trial) is Status.FAILED]
-    losses = np.array([trial["loss"] for trial in own], dtype=float)
-    losses = np.minimum(losses, losses.min() + math.log(WORST))
-    known = {config_key(trial["config"]): losses.max() for trial in failed}
-    known |= {config_key(trial["config"]): loss for trial, loss in zip(own, losses, strict=True)}
-    tried = {key: config for key in known if space.contains(config := json.loads(key))}
+    known = _losses(results, space, {"search"})
+    failed = [trial["config"] for trial in rows(results.trials) if status(trial) is Status.FAILED]
+    worst = max(known.values(), default=math.nan)
+    known |= {config_key(config): worst for config in failed if space.contains(config)}
     drawn = _drawn(space)
-    if len(own) < MIN_TRIALS or len(tried) < MIN_TRIALS or not drawn:
+    if len(own) < MIN_TRIALS or len(known) < MIN_TRIALS or not drawn:
         return None
     codes = _Codes(space)
     if max(codes.levels) > _MOST_CHOICES:
         return None
     model = forest.fit(
-        codes(tried.values()), codes.levels, codes.ordered, np.array([known[key] for key in tried])
+        codes(map(json.loads, known)), codes.levels, codes.ordered, np.array(list(known.values()))
     )
     values = [
         known.get(config_key(config), guess)
@@ -82,6 +122,17 @@ def random_search(results: StudyResults, n: int) -> RandomSearch | None:
     sign = -1 if objective_of(results).maximise else 1
     expected = [random_expectation(values, min(count, len(values))) for count in range(1, n + 1)]
     return RandomSearch(np.exp(sign * np.array(expected)), grid_size(space))
+
+
+def _losses(results: StudyResults, space: SearchSpace, kinds: set[str]) -> dict[str, float]:
+    """The mean loss of each configuration that finished, by its key; at most `WORST` times the best."""
+    found: dict[str, list[float]] = {}
+    for trial in rows(finished(results.trials)):
+        if trial["kind"] in kinds and space.contains(trial["config"]):
+            found.setdefault(config_key(trial["config"]), []).append(float(trial["loss"]))
+    means = {key: float(np.mean(losses)) for key, losses in found.items()}
+    most = min(means.values(), default=math.nan) + math.log(WORST)
+    return {key: min(loss, most) for key, loss in means.items()}
 
 
 def _listed(space: SearchSpace) -> bool:
