@@ -20,6 +20,7 @@ from tuner.search.surrogate import (
     distances,
     expected_improvement,
 )
+from tuner.search.warp import Warp
 from tuner.space import Categorical, Float, SearchSpace, Value
 
 ORDERED = np.array([False, False])
@@ -144,3 +145,34 @@ def test_ends_of_long_lists_and_of_ranges_are_expected_to_lose_and_others_are_no
     assert of(long=1) == of(long=16) > of(long=2) > of() == 0
     assert of(range=1.0) == of(range=0.0) > 0
     assert of(short=1) == of(words="a") == 0
+
+
+losses_of_trials = arrays(float, st.integers(1, 40), elements=st.floats(-100, 200, allow_subnormal=False))
+
+
+@given(losses_of_trials)
+def test_a_warp_keeps_the_order_and_the_lowest(losses: np.ndarray) -> None:
+    warped = Warp.of(losses)(losses)
+    order = np.argsort(losses)
+    assert (np.diff(warped[order]) >= 0).all()
+    assert warped.min() == losses.min()
+    assert (warped <= losses + 1e-9).all()
+
+
+def test_a_warp_grows_with_the_trials() -> None:
+    losses = np.linspace(0.0, 2.0, 40)
+    few, some, many = (Warp.of(losses[:: 40 // n])(np.array([2.0]))[0] for n in (5, 10, 40))
+    assert few == 2.0 > some > many
+
+
+def test_a_warp_leaves_small_gains_what_they_are_and_draws_the_bad_together() -> None:
+    warp = Warp.of(np.linspace(0.0, 1.0, 20))
+    gain, little, much = warp(np.array([-0.1, 0.01, 10.0]))
+    assert gain == -0.1 and little == pytest.approx(0.01, rel=0.02) and much < 1.5
+
+
+def test_a_cliff_does_not_flatten_what_is_below_it() -> None:
+    """Most trials break an SLO, a hundred times worse each: the good are told apart as before."""
+    losses = np.concatenate([np.linspace(0.0, 0.5, 8), np.full(12, 50.0)])
+    warped = Warp.of(losses)(losses)
+    assert np.ptp(warped[:8]) > 0.1 * np.ptp(warped)

@@ -23,7 +23,8 @@ from tuner.objective import HARD_SLO_TIER
 from tuner.search.encoding import Encoding
 from tuner.search.feasibility import chance
 from tuner.search.prior import Ends, Prior
-from tuner.search.surrogate import Array, GaussianProcess, expected_improvement
+from tuner.search.surrogate import Array, GaussianProcess, distances, expected_improvement
+from tuner.search.warp import Warp
 from tuner.space import SearchSpace, Value, config_key
 
 MOST_CANDIDATES = 10_000  # of a listed space; beyond, and of a continuous one, so many are drawn anew
@@ -31,12 +32,13 @@ _DRAWN = 2_000
 _ALWAYS_SEARCHED = 40  # trials up to which hyperparameters are searched each time; then every fifth
 _EVERY = 5
 _FAVOURED = 1 / 3  # of the candidates, by the prior: where the first points are drawn
+_DRAWN_FIRST = 10  # of them, for each first point
 
 Config = dict[str, Value]
 
 
 class GpSampler(BaseSampler):
-    """Draws `n_initial` points at random from where the prior favours it, then by expected improvement."""
+    """Spreads `n_initial` points over what the prior favours, then proposes by expected improvement."""
 
     def __init__(
         self,
@@ -112,12 +114,19 @@ class GpSampler(BaseSampler):
         return {name: domain.draw(float(self._rng.random())) for name, domain in self._space.domains.items()}
 
     def _first(self, points: Array, seen: Array) -> int:
-        """Before there is a model: any of the third that the prior favours; of earlier studies, its best."""
+        """Before there is a model: of some that the prior favours, the farthest from all others.
+
+        What earlier studies favour is the first.
+        """
         expected = self._prior(points)
         if not len(seen) and self._known_before:
             return int(np.argmin(expected))
         favoured = np.flatnonzero(expected <= np.quantile(expected, _FAVOURED))
-        return int(self._rng.choice(favoured))
+        drawn = self._rng.choice(favoured, size=min(_DRAWN_FIRST, len(favoured)), replace=False)
+        if not len(seen):
+            return int(drawn[0])
+        away = distances(points[drawn], seen, self._encoding.unordered).sum(axis=-1).min(axis=1)
+        return int(drawn[away.argmax()])
 
     def _promising(self, points: Array, seen: Array, losses: Array) -> int:
         """The candidate of the highest expected improvement that may well work, the running ones believed.
@@ -135,9 +144,12 @@ class GpSampler(BaseSampler):
         expected, known = self._prior(points), self._prior(points_worked)
         weight = self._prior.weight(points_worked, losses, float(expected.std()))
         expected, known = weight * expected, weight * known
+        unexpected = losses - known
+        if not self._known_before:  # else what contradicts earlier studies most would look best
+            unexpected = Warp.of(unexpected)(unexpected)
         count = len(losses)
         search = count <= _ALWAYS_SEARCHED or count % _EVERY == 0
-        self._model.fit(points_worked, losses - known, search=search)
+        self._model.fit(points_worked, unexpected, search=search)
         lowest = float((self._model.predict(points_worked)[0] + known).min())
         if len(running):
             self._model.believe(running)
