@@ -32,6 +32,7 @@ IMPORTED = {
     "ray": "is in the bundle: make the environment anew",
     "tuner.cli": "run this in the repository's checkout",
     "sgl_kernel": "was the bundle made for this machine's chip and CUDA (python -m benchmarks.gpu.bundle --chip)?",
+    "cuda.bindings.driver": "is in the bundle: make the environment anew",
     "flashinfer.sampling": "is in the bundle: make the environment anew",
     "sglang.srt.entrypoints.http_server": "see the error: the bundle may lack a package",
 }
@@ -83,8 +84,9 @@ def make_environment(wheels: Sequence[Path], folder: Path) -> Path:
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
     seen = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
     (site / "beside.pth").write_text("\n".join([str(REPOSITORY), *seen]) + "\n")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     # Without byte code every start of SGLang takes longer; -j 0 uses all cores, which pip does not.
-    subprocess.run([python, "-m", "compileall", "-q", "-j", "0", site], check=False, stdout=subprocess.DEVNULL)
+    subprocess.run([python, "-m", "compileall", "-q", "-j", "0", site], check=False, **quiet)
     return python
 
 
