@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.gpu.model import write_model
-
 from tuner.engines.simulator.architecture import Model
 
 TINY = Model("tiny", 256, 2, 4, 2, 64, 512, vocabulary=257, context=4096, tied=True)

@@ -6,19 +6,19 @@
     python  -m benchmarks.gpu --engine simulator     # the same without a GPU, to see that it works
     python  -m benchmarks.gpu --engine simulator --virtual
 
-Steps, each done once: `install` (the bundle's wheels, see benchmarks/gpu/bundle.py), `models`, `serve` (one configuration
-in the foreground: where SGLang does not start, nothing else is tried), `surface` (the grid of surface.json),
-`proof` (the study of proof.json), `export` (surfaces, levels and README), `contract` (tests/sglang on the GPU,
-uncut: it waits for a go that has the time). All results are below .gpu/ENGINE; with --keep they are read from
-that archive where there are none, and written to it after every go, so that the next go can be on another
-machine. A study is interrupted at the end of a go as by Ctrl-C: what was measured is kept, the trial that ran is
-measured again. Ends with exit code 0 when all is done, 75 when another go is needed, 1 where something is amiss.
+Steps, each done once: `install` (the bundle's wheels, see benchmarks/gpu/bundle.py), `models`, `serve` (one
+configuration in the foreground: where SGLang does not start, nothing else is tried), `surface` (the grid of
+surface.json), `proof` (the study of proof.json), `export` (surfaces, levels and README), `contract`
+(tests/sglang on the GPU, uncut: it waits for a go that has the time). All results are below .gpu/ENGINE; with
+--keep they are read from that archive where there are none, and written to it after every go, so that the
+next go can be on another machine. A study is interrupted at the end of a go as by Ctrl-C: what was measured
+is kept, the trial that ran is measured again. Ends with exit code 0 when all is done, 75 when another go is
+needed, 1 where something is amiss.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -59,22 +59,29 @@ class Go:
 
     @property
     def environ(self) -> dict[str, str]:
-        path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", os.defpath)])
-        ours = {"XDG_DATA_HOME": str(self.folder / "data"), "PATH": path, "PYTHONPATH": str(REPOSITORY)}
-        return {**os.environ, **ours}
+        before = {"PATH": self.python.parent, "PYTHONPATH": REPOSITORY}
+        paths = {
+            name: os.pathsep.join([str(first), *filter(None, [os.environ.get(name)])])
+            for name, first in before.items()
+        }
+        return {**os.environ, **paths, "XDG_DATA_HOME": str(self.folder / "data")}
 
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> int | None:
         """Exit code of `python -m WORDS`; None where its time was up, after it was interrupted."""
         command = [str(self.python), "-m", *words]
-        with subprocess.Popen(command, cwd=REPOSITORY, env={**self.environ, **(env or {})}) as process:
+        environ = {**self.environ, **(env or {})}
+        # A group of its own: a terminal's Ctrl-C comes to us alone, and is passed on once.
+        with subprocess.Popen(command, cwd=REPOSITORY, env=environ, process_group=0) as process:
             try:
                 return process.wait(max(self.left_s - GRACE_S, 1.0))
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as cut:
                 process.send_signal(signal.SIGINT)
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                try:
+                    process.wait(GRACE_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                if isinstance(cut, KeyboardInterrupt):
+                    raise
         return None
 
     @property
@@ -83,19 +90,19 @@ class Go:
         return ["--engine", self.engine, *(["--virtual"] if self.virtual else [])]
 
 
-def installed(go: Go) -> bool:
-    """The environment, on this machine."""
-    return go.engine == "simulator" or (VENV / ".installed").exists()
+def installed(_: Go) -> bool:
+    """Whether the environment is there, on this machine."""
+    return (VENV / ".installed").exists()
 
 
-def do_install(go: Go) -> bool:
+def do_install(_: Go) -> bool:
     """Makes the environment."""
     install()
     (VENV / ".installed").touch()
     return True
 
 
-def modelled(go: Go) -> bool:
+def modelled(_: Go) -> bool:
     """Whether the models' folders are there."""
     return all((MODELS / name / "tokenizer.json").exists() for name in SERVED)
 
@@ -105,9 +112,9 @@ def do_models(go: Go) -> bool:
     return all(go.run("benchmarks.gpu.model", name, str(MODELS / name)) == 0 for name in SERVED)
 
 
-def served(go: Go) -> bool:
+def served(_: Go) -> bool:
     """Whether one configuration has been measured, on this machine."""
-    return go.engine == "simulator" or (VENV / ".served").exists()
+    return (VENV / ".served").exists()
 
 
 def do_serve(go: Go) -> bool:
@@ -135,7 +142,9 @@ def do_study(study: str, go: Go) -> bool:
         return False
     if code not in ENDED:
         raise Missing(f"the study {study} ended with exit code {code}, see above")
-    go.run("tuner.cli", "report", f"gpu-{study}", "--results", root, "--html", str(go.folder / f"{study}.html"))
+    go.run(
+        "tuner.cli", "report", f"gpu-{study}", "--results", root, "--html", str(go.folder / f"{study}.html")
+    )
     (go.folder / f"{study}.ended").touch()
     return True
 
@@ -155,7 +164,7 @@ def do_export(go: Go) -> bool:
 
 def kept_contract(go: Go) -> bool:
     """Whether the contract's outcome is there, whatever it is."""
-    return go.engine == "simulator" or (go.folder / "contract.xml").exists()
+    return (go.folder / "contract.xml").exists()
 
 
 def do_contract(go: Go) -> bool:
@@ -180,37 +189,32 @@ class Step:
     name: str
     done: Callable[[Go], bool]
     do: Callable[[Go], bool]  # False where it waits for another go
+    simulated: bool = True  # whether it is one of the simulator as well
 
 
 STEPS = (
-    Step("install", installed, do_install),
+    Step("install", installed, do_install, simulated=False),
     Step("models", modelled, do_models),
-    Step("serve", served, do_serve),
+    Step("serve", served, do_serve, simulated=False),
     Step("surface", partial(studied, "surface"), partial(do_study, "surface")),
     Step("proof", partial(studied, "proof"), partial(do_study, "proof")),
     Step("export", exported, do_export),
-    Step("contract", kept_contract, do_contract),
+    Step("contract", kept_contract, do_contract, simulated=False),
 )
 
 
-def trials(go: Go, study: str) -> str:
-    """How far a study is: `40 of 108 trials`."""
-    folder = go.folder / "studies" / f"gpu-{study}"
-    try:
-        planned = json.loads((folder / "study.json").read_text())["planned_trials"]
-    except (OSError, ValueError, KeyError):
-        return "not begun"
-    return f"{len(list((folder / 'trials').glob('[0-9]*.parquet')))} of {planned} trials"
+def steps_of(go: Go) -> list[Step]:
+    """What is to be done with this engine."""
+    return [step for step in STEPS if step.simulated or go.engine == "sglang"]
 
 
 def standing(go: Go) -> str:
     """A line for each step."""
     lines = []
-    for step in STEPS:
-        told = "done" if step.done(go) else "remains"
-        lines.append(f"  {step.name:9} {told}")
-        if step.name in STUDIES:
-            lines[-1] += f", {trials(go, step.name)}"
+    for step in steps_of(go):
+        measured = len(list((go.folder / "studies" / f"gpu-{step.name}" / "trials").glob("[0-9]*.parquet")))
+        told = f", {measured} trials" if step.name in STUDIES else ""
+        lines.append(f"  {step.name:9} {'done' if step.done(go) else 'remains'}{told}")
     return "\n".join(lines)
 
 
@@ -233,8 +237,8 @@ def save(archive: Path | None, folder: Path) -> None:
 
 def go_on(go: Go, only: list[str]) -> Go:
     """Does what is left, as far as the time goes."""
-    for step in STEPS:
-        if step.name not in (only or [step.name for step in STEPS]) or step.done(go):
+    for step in steps_of(go):
+        if (only and step.name not in only) or step.done(go):
             continue
         if go.left_s < 2 * GRACE_S:
             go.cut.append(step.name)
@@ -269,6 +273,8 @@ def main() -> int:
     except Missing as missing:
         print(f"error: {missing}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     finally:
         save(args.keep, folder)
         print(standing(go))

@@ -4,11 +4,11 @@
     python -m benchmarks.gpu.bundle --python-version 3.11 --part-size 100
     python -m benchmarks.gpu.bundle --without numpy --without scipy  # the machine has these as well
 
-Runs where pip reaches an index. The wheels are those of requirements.lock (this program and what SGLang imports
-when it starts) and requirements-alone.txt (SGLang, its kernels, FlashInfer); PyTorch, torchvision and Triton are
-the machine's own. What is not needed there is taken out of the large ones, and all of them are packed
-together, which makes them a third smaller: one archive (tar, xz), cut into `part-00`, `part-01` ... beside
-`parts.json`, which names them. `benchmarks/gpu/install.py` makes an environment of them.
+Runs where pip reaches an index. The wheels are those of requirements.lock (this program and what SGLang
+imports when it starts) and requirements-alone.txt (SGLang, its kernels, FlashInfer); PyTorch, torchvision and
+Triton are the machine's own. What is not needed there is taken out of the large ones, and all of them are
+packed together, which makes them a third smaller: one archive (tar, xz), cut into `part-00`, `part-01` ...
+beside `parts.json`, which names them. `benchmarks/gpu/install.py` makes an environment of them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ BUNDLE = HERE.parent.parent / ".gpu" / "bundle"
 MACHINE = ("torch", "torchvision", "torchaudio", "triton")  # the machine has its own, with their nvidia-*
 CHIPS = ("sm90", "sm100")  # that sglang-kernel has common ops for: Hopper, and all others
 
-# What is taken out, by the beginning of a wheel's name. Of sglang-kernel all compiled operations but the common
-# ones: the others (FlashAttention 3, FlashMLA, sparse attention, streams) are imported where they are used.
+# What is taken out, by the beginning of a wheel's name. Of sglang-kernel all compiled operations but the
+# chip's common ones: the others (FlashAttention 3, FlashMLA, sparse attention, streams) are imported where
+# they are used.
 SLIMMED = {
     "sglang_kernel-": ["sgl_kernel/*.so"],
     "xgrammar-": ["*.a"],
@@ -148,9 +149,7 @@ def main() -> None:
     found = sorted(wheels.glob("*.whl"))
     parts = pack(found, args.to, int(args.part_size * 2**20), args.chip)
     before, after = (sum(path.stat().st_size for path in paths) for paths in (found, parts))
-    print(
-        f"{len(found)} wheels of {before / 2**20:.0f} MiB are now {after / 2**20:.0f} MiB in {len(parts)} parts"
-    )
+    print(f"{len(found)} wheels, {before / 2**20:.0f} MiB: now {after / 2**20:.0f} MiB in {len(parts)} parts")
     print(f"bring {args.to} to the GPU machine, and run `python -m benchmarks.gpu` there")
 
 

@@ -3,10 +3,10 @@
     python -m benchmarks.gpu.export .gpu/sglang/studies gpu-surface --to benchmarks/gpu/measured
 
 writes `surfaces/NAME.parquet`, the parameters and `value` (to be maximised: the score, or one over it where
-less is better), `surfaces/NAME-c8.parquet` and so on with the tokens per second and GPU of each load level, `levels.parquet`
-with the latencies of every level in the columns of `simulator_fidelity.py`, and a README.md with what was
-measured, on what, and how much repeats differ. Configurations that failed are in none but counted; what was
-measured more than once is its geometric mean.
+less is better), `surfaces/NAME-c8.parquet` and so on with the tokens per second and GPU of each load level,
+`levels.parquet` with the latencies of every level in the columns of `simulator_fidelity.py`, and a README.md
+with what was measured, on what, and how much repeats differ. Configurations that failed are in none but
+counted; what was measured more than once is its geometric mean.
 
     python benchmarks/search_quality.py --surfaces benchmarks/gpu/measured/surfaces
     python benchmarks/simulator_fidelity.py --rows benchmarks/gpu/measured/levels.parquet
@@ -125,7 +125,9 @@ def readme(task: Task, results: StudyResults, found: Mapping[str, pd.DataFrame])
     about, trials = results.about, results.trials
     first = trials["started_at"].min()
     gpus = sorted(trials["gpu_model"].dropna().unique())
-    simulated = "**Simulated, not measured**: a proof that the measuring works.\n\n" if about.get("simulated") else ""
+    simulated = (
+        "**Simulated, not measured**: a proof that the measuring works.\n\n" if about.get("simulated") else ""
+    )
     whole = found[""]
     failed = trials["failure_cause"].value_counts()
     told = {
@@ -151,8 +153,9 @@ def readme(task: Task, results: StudyResults, found: Mapping[str, pd.DataFrame])
             *lines,
             f"\nThe first of them was started by\n\n    {' '.join(json.loads(command))}\n",
             f"Load: {', '.join(task.benchmark.traffic_scenarios)}, {_loads(task)} requests in flight,",
-            f"{task.benchmark.max_time_per_iteration:g} s each after a warm-up. `{VALUE}` of `{task.task_name}` is",
-            f"{task.objective.name} with the penalty of the promises, of the others tokens per second and GPU.\n",
+            f"{task.benchmark.max_time_per_iteration:g} s each after a warm-up.",
+            f"`{VALUE}` of `{task.task_name}` is {task.objective.name} with the penalty of the",
+            "promises, of the others tokens per second and GPU.\n",
             "How far two starts of one configuration differ (standard deviation, as a share):\n",
             "| of | noise | degrees of freedom |\n| --- | --- | --- |",
             *(noisy or ["| nothing was measured twice | | 0 |"]),

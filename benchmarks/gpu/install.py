@@ -1,6 +1,6 @@
 """An environment of the bundle's wheels beside the PyTorch of this machine, without a network.
 
-    python3 -m benchmarks.gpu.install         # by the interpreter that has PyTorch; the environment is .gpu/venv
+    python3 -m benchmarks.gpu.install      # by the interpreter that has PyTorch; the environment is .gpu/venv
 
 Needs nothing but the standard library and pip. The environment sees its own packages first, then this
 machine's, so PyTorch, torchvision and Triton are found there, wherever they are: also in another environment.
@@ -31,7 +31,7 @@ IMPORTED = {
     "triton": "SGLang imports it: install the one of this machine's PyTorch",
     "ray": "is in the bundle: make the environment anew",
     "tuner.cli": "run this in the repository's checkout",
-    "sgl_kernel": "was the bundle made for this machine's chip and CUDA (python -m benchmarks.gpu.bundle --chip)?",
+    "sgl_kernel": "was the bundle made for this machine's chip (benchmarks.gpu.bundle --chip) and CUDA?",
     "cuda.bindings.driver": "is in the bundle: make the environment anew",
     "flashinfer.sampling": "is in the bundle: make the environment anew",
     "sglang.srt.entrypoints.http_server": "see the error: the bundle may lack a package",
@@ -58,7 +58,9 @@ def whole(bundle: Path) -> list[Path]:
     if absent:
         raise Missing(f"of the bundle's {len(sums)} parts these are not in {bundle}: {', '.join(absent)}")
     torn = [
-        name for name, told in sums.items() if hashlib.sha256((bundle / name).read_bytes()).hexdigest() != told
+        name
+        for name, told in sums.items()
+        if hashlib.sha256((bundle / name).read_bytes()).hexdigest() != told
     ]
     if torn:
         raise Missing(f"parts of the bundle came otherwise than they were sent: {', '.join(torn)}")
@@ -78,7 +80,16 @@ def make_environment(wheels: Sequence[Path], folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, symlinks=True, with_pip=False)  # Debian's Python has no pip to put into it
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python), "install", "-q"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--python",
+        str(python),
+        "install",
+        "-q",
+    ]
     plain = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--ignore-installed"]
     subprocess.run([*pip, *plain, *map(str, wheels)], check=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))

@@ -79,7 +79,9 @@ def write_model(folder: Path, model: Model) -> Path:
 def _vocabulary(size: int) -> dict[str, int]:
     """`size` tokens: every byte, then words that no text is split into, for there are no merges."""
     words = ("".join(word) for n in count(2) for word in product(ascii_letters + digits, repeat=n))
-    return {token: number for number, token in enumerate([*_byte_characters(), *islice(words, size - _BYTES)])}
+    return {
+        token: number for number, token in enumerate([*_byte_characters(), *islice(words, size - _BYTES)])
+    }
 
 
 def _byte_characters() -> list[str]:
