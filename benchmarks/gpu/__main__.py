@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu.install import REPOSITORY, VENV, Missing, install
+from benchmarks.gpu.install import REPOSITORY, VENV, Missing, install, libraries
 
 HERE = Path(__file__).parent
 MODELS, SERVED = REPOSITORY / ".gpu" / "models", ("llama-3.2-1b", "llama-3.1-8b")
@@ -64,7 +64,7 @@ class Go:
             name: os.pathsep.join([str(first), *filter(None, [os.environ.get(name)])])
             for name, first in before.items()
         }
-        return {**os.environ, **paths, "XDG_DATA_HOME": str(self.folder / "data")}
+        return {**os.environ, **libraries(), **paths, "XDG_DATA_HOME": str(self.folder / "data")}
 
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> int | None:
         """Exit code of `python -m WORDS`; None where its time was up, after it was interrupted."""

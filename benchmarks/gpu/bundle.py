@@ -27,6 +27,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 HERE = Path(__file__).parent
 BUNDLE = HERE.parent.parent / ".gpu" / "bundle"
@@ -78,6 +79,17 @@ def download(wanted: Sequence[str], folder: Path, python_version: str) -> None:
         *("--dest", str(folder), *wanted),
     ]
     subprocess.run(command, check=True)
+
+
+def chosen(folder: Path, wanted: Sequence[str]) -> list[Path]:
+    """The wheels in `folder` that are wanted: those of an earlier lock may lie beside them."""
+    specifiers = {canonicalize_name(one.name): one.specifier for one in map(Requirement, wanted)}
+    found = []
+    for path in sorted(folder.glob("*.whl")):
+        name, version, *_ = parse_wheel_filename(path.name)
+        if name in specifiers and specifiers[name].contains(version):
+            found.append(path)
+    return found
 
 
 def slim(wheel: Path, chip: str) -> bytes:
@@ -146,7 +158,7 @@ def main() -> None:
     wheels = args.to.parent / f"wheels-{args.python_version}"
     wanted = pins(args.python_version, args.without)
     download(wanted, wheels, args.python_version)
-    found = sorted(wheels.glob("*.whl"))
+    found = chosen(wheels, wanted)
     parts = pack(found, args.to, int(args.part_size * 2**20), args.chip)
     before, after = (sum(path.stat().st_size for path in paths) for paths in (found, parts))
     print(f"{len(found)} wheels, {before / 2**20:.0f} MiB: now {after / 2**20:.0f} MiB in {len(parts)} parts")

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -101,11 +102,20 @@ def make_environment(wheels: Sequence[Path], folder: Path) -> Path:
     return python
 
 
+def libraries() -> dict[str, str]:
+    """Where this machine's PyTorch has CUDA's libraries, as a variable: sglang-kernel names some of them that
+    PyTorch loads late or never. Empty where they are not packages; they are the system's then."""
+    found = [str(path) for entry in sys.path for path in sorted(Path(entry).glob("nvidia/*/lib"))]
+    before = os.environ.get("LD_LIBRARY_PATH")
+    return {"LD_LIBRARY_PATH": os.pathsep.join([*([before] if before else []), *found])} if found else {}
+
+
 def lacks(python: Path) -> str:
     """The first thing that the environment or the machine is short of, and what to do; empty if nothing."""
+    env = {**os.environ, **libraries()}
     for module, remedy in IMPORTED.items():
         tried = subprocess.run(
-            [python, "-c", f"import {module}"], capture_output=True, text=True, check=False, cwd="/"
+            [python, "-c", f"import {module}"], env=env, capture_output=True, text=True, check=False, cwd="/"
         )
         if tried.returncode:
             return f"{module} cannot be imported: {remedy}\n{tried.stderr[-2000:]}"
