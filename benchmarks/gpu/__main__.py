@@ -64,7 +64,9 @@ class Go:
             name: os.pathsep.join([str(first), *filter(None, [os.environ.get(name)])])
             for name, first in before.items()
         }
-        return {**os.environ, **libraries(), **paths, "XDG_DATA_HOME": str(self.folder / "data")}
+        kept = {"XDG_DATA_HOME": "data", **dict.fromkeys(("TVM_FFI_CACHE_DIR", "TRITON_CACHE_DIR"), "kernels")}
+        folders = {name: str(self.folder / place) for name, place in kept.items()}
+        return {**os.environ, **libraries(), **paths, **folders}
 
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> int | None:
         """Exit code of `python -m WORDS`; None where its time was up, after it was interrupted."""
