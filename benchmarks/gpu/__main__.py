@@ -64,7 +64,7 @@ class Go:
             name: os.pathsep.join([str(first), *filter(None, [os.environ.get(name)])])
             for name, first in before.items()
         }
-        kept = {"XDG_DATA_HOME": "data", **dict.fromkeys(("TVM_FFI_CACHE_DIR", "TRITON_CACHE_DIR"), "kernels")}
+        kept = {"XDG_DATA_HOME": "data", "TVM_FFI_CACHE_DIR": "kernels", "TRITON_CACHE_DIR": "triton"}
         folders = {name: str(self.folder / place) for name, place in kept.items()}
         return {**os.environ, **libraries(), **paths, **folders}
 
