@@ -47,6 +47,8 @@ lock: $(VENV)/.installed-dev  ## pin the newest versions that pyproject.toml all
 	@$(PIP) uv
 	@$(BIN)/uv pip compile -q --upgrade $(LOCK_FLAGS) pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile -q --upgrade $(LOCK_FLAGS) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
+	@$(BIN)/uv pip compile -q --upgrade $(LOCK_FLAGS) pyproject.toml benchmarks/gpu/requirements.txt \
+		-c requirements-dev.lock -o benchmarks/gpu/requirements.lock
 
 LOCK_FLAGS := --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 

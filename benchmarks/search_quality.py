@@ -1,8 +1,8 @@
 """How many trials a search needs, on measured surfaces: every strategy side by side.
 
-A surface is a CSV file: a column for each parameter, and `value`, which is maximised. Only the rows that
-are listed exist. A strategy proposes through the same `StudySearcher` that a study uses; the answer is
-looked up instead of measured. A hit is a value within 2 % of the surface's best.
+A surface is a CSV or Parquet file: a column for each parameter, and `value`, which is maximised. Only the
+rows that are listed exist. A strategy proposes through the same `StudySearcher` that a study uses; the answer
+is looked up instead of measured. A hit is a value within 2 % of the surface's best.
 
     python benchmarks/search_quality.py --surfaces FOLDER
     python benchmarks/search_quality.py --surfaces FOLDER --seeds 5 --strategies ours tpe --json
@@ -98,7 +98,7 @@ class Surface:
 
     @classmethod
     def read(cls, path: Path) -> Surface:
-        table = pd.read_csv(path)
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
         names = [name for name in table.columns if name != "value" and table[name].nunique(dropna=False) > 1]
         parameters = {name: sorted(map(_plain, table[name].unique()), key=_order) for name in names}
         losses = {
@@ -366,7 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--surfaces", type=Path, required=True, help="folder of CSV files")
+    parser.add_argument("--surfaces", type=Path, required=True, help="folder of CSV or Parquet files")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--at-once", type=int, default=1, help="trials that run at the same time")
@@ -378,9 +378,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="figures for machines")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    surfaces = {path.stem: Surface.read(path) for path in sorted(args.surfaces.glob("*.csv"))}
+    found = [*args.surfaces.glob("*.csv"), *args.surfaces.glob("*.parquet")]
+    surfaces = {path.stem: Surface.read(path) for path in sorted(found)}
     if not surfaces:
-        parser.error(f"--surfaces: no CSV file in {args.surfaces}")
+        parser.error(f"--surfaces: no CSV or Parquet file in {args.surfaces}")
     if args.invalid == "half":
         surfaces = {name: halved(surface) for name, surface in surfaces.items()}
     if args.warm_start:

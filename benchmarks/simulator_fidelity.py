@@ -2,11 +2,12 @@
 
     python benchmarks/simulator_fidelity.py --rows FILE.csv [--json] [--cross-validate | --fit]
 
-The CSV has the columns of AIConfigurator's measured samples (model_path, system, isl, osl, gemm_quant_mode,
-backend_version, batch_size, tp_size, pp_size, silicon_ttft_ms, silicon_tpot_ms), one closed loop of
-`batch_size` clients each, who all begin at once; measured throughput is batch · osl / (ttft + tpot ·
-(osl − 1)), Little's law of that loop, whether a request is being served or waits. The rows do not record
-flags: `recipe` infers two of them, the others are defaults.
+The file, CSV or Parquet, has the columns of AIConfigurator's measured samples (model_path, system, isl, osl,
+gemm_quant_mode, backend_version, batch_size, tp_size, pp_size, silicon_ttft_ms, silicon_tpot_ms), one closed
+loop of `batch_size` clients each, who all begin at once; measured throughput is batch · osl / (ttft + tpot ·
+(osl − 1)), Little's law of that loop, whether a request is being served or waits. Those rows do not record
+flags: `recipe` infers two of them, the others are defaults. A column `flags` has them as JSON, as in the rows
+that `benchmarks/gpu` measures.
 
 `--cross-validate` fits the constants anew, from what one would guess of them, to a part of the rows, and
 judges them on the other: each model with its GPU left out in turn, each tp, each of five random parts.
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tuner.engines.sglang import flag_arguments
 from tuner.engines.simulator.constants import DEFAULT, FITTED_NAMES, Constants
 from tuner.engines.simulator.cost import Parts
 from tuner.engines.simulator.fit import GUESS, Latencies, Run, fit
@@ -59,7 +61,8 @@ def simulate(row: pd.Series) -> Run | str:
     if gpu not in GPUS or row.pp_size != 1 or not (quant in ("", "bfloat16") or quant.startswith("fp8")):
         return f"{row.system} {quant} pp {row.pp_size} is not modelled"
     argv = ["--model-path", row.model_path, "--gpu", gpu, "--tp-size", str(row.tp_size), "--noise", "0"]
-    argv += recipe(row.backend_version)
+    recorded = row.get("flags")
+    argv += flag_arguments(json.loads(recorded)) if isinstance(recorded, str) else recipe(row.backend_version)
     if quant.startswith("fp8"):
         argv += ["--quantization", "fp8"]
     try:
@@ -106,13 +109,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", required=True, help="CSV of measured rows")
+    parser.add_argument("--rows", required=True, help="CSV or Parquet file of measured rows")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--cross-validate", action="store_true", help="judge each row by others")
     parser.add_argument("--fit", action="store_true", help="fit the constants to all rows and judge by those")
     parser.add_argument("--detail", action="store_true", help="print every row too")
     args = parser.parse_args()
-    found = [simulate(row) for _, row in pd.read_csv(args.rows).iterrows()]
+    rows = pd.read_parquet(args.rows) if args.rows.endswith(".parquet") else pd.read_csv(args.rows)
+    found = [simulate(row) for _, row in rows.iterrows()]
     left_out = [reason for reason in found if isinstance(reason, str)]
     for reason in sorted(set(left_out)):
         print(f"left out ({left_out.count(reason)} rows): {reason}", file=sys.stderr)

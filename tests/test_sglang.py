@@ -349,6 +349,8 @@ def test_effective_arguments_are_spelt_as_flags() -> None:
         ("unrecognized-arguments", 2, Cause.INVALID_FLAGS, "unrecognized arguments: --no-such-flag 1"),
         ("context-too-long", 1, Cause.INVALID_FLAGS, "is greater than the derived context_length (4096)"),
         ("not-divisible", 1, Cause.INVALID_FLAGS, "chunked_prefill_size must be divisible by page_size"),
+        # SGLang 0.5.16, which says on the way that a file is missing that a model need not have.
+        ("no-generation-config", 1, Cause.INVALID_FLAGS, "must be divisible by page_size"),
         ("warm-up-too-long", -9, Cause.INVALID_FLAGS, "exceeds the maximum allowed length (2 tokens)"),
         ("model-not-found", 1, Cause.MODEL_NOT_FOUND, "couldn't find them in the cached files"),
         ("no-such-folder", 1, Cause.MODEL_NOT_FOUND, "'namespace/repo_name': '/models/no-such-folder'"),

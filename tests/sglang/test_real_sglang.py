@@ -1,7 +1,7 @@
-"""The contract and two studies on a real SGLang without a GPU: `make test-sglang`.
+"""The contract and two studies on a real SGLang, without a GPU by `make test-sglang`.
 
-SGLANG_PYTHON names the interpreter that has SGLang; `shim/` stands for the GPU packages that it imports.
-A start takes 10 to 60 seconds.
+SGLANG_PYTHON names the interpreter that has SGLang; `shim/` stands for the GPU packages that it imports. With
+SGLANG_DEVICE=cuda it runs on this machine's GPU, with its own packages. A start takes 10 to 60 seconds.
 """
 
 from __future__ import annotations
@@ -33,6 +33,19 @@ PYTHON = os.environ["SGLANG_PYTHON"]
 SHIM = Path(__file__).parent / "shim"
 START_S = 400.0
 CONTEXT = 2048
+if os.environ.get("SGLANG_DEVICE") == "cuda":
+    GPUS = 1
+    FLAGS = {"device": "cuda", "attention-backend": "triton", "sampling-backend": "pytorch"}
+    ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
+else:
+    GPUS = 2  # of the cluster, more than its trials ask for
+    FLAGS = {"device": "cpu", "attention-backend": "torch_native"}
+    ENVIRONMENT = {
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(SHIM),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +66,14 @@ def data_folder(module_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def task_for(model: Path, **sections: Any) -> Task:
-    args = {"device": "cpu", "attention-backend": "torch_native", "load-format": "dummy"}
-    fixed = {**args, "context-length": CONTEXT, "max-total-tokens": 16384, **sections.pop("args", {})}
-    env = {
-        "SGLANG_USE_CPU_ENGINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(SHIM),
-    }
+    sizes = {"load-format": "dummy", "context-length": CONTEXT, "max-total-tokens": 16384}
+    fixed = {**FLAGS, **sizes, **sections.pop("args", {})}
     return make_task(
         {
             "base_runtime": "sglang",
             "model": {"id_or_path": str(model)},
             "parameters": {"schedule-policy": ["lpm", "fcfs"], "max-running-requests": [1, 4]},
-            "engine": {"python": PYTHON, "args": fixed, "env": env, "start_timeout": START_S},
+            "engine": {"python": PYTHON, "args": fixed, "env": ENVIRONMENT, "start_timeout": START_S},
             "benchmark": {
                 "model_name": f"served-{uuid4().hex}",
                 "traffic_scenarios": ["D(64,16)"],
@@ -146,7 +153,7 @@ def test_a_study_ends_with_a_best(model: Path, tmp_path: Path) -> None:
         model,
         optimization={"objective": "minimize_ttft", "max_iterations": 4, "confirm": 0, "seed": 1},
     )
-    outcome = run_study(task, num_gpus=2, max_concurrent=1, results=tmp_path, study="real")
+    outcome = run_study(task, num_gpus=GPUS, max_concurrent=1, results=tmp_path, study="real")
     trials = outcome.results.trials
     assert outcome.exit_code == 0
     assert trials["failure_cause"].isna().all() and not trials["simulated"].any()
@@ -161,7 +168,7 @@ def test_a_study_whose_trials_are_stopped_early_keeps_what_they_showed(
 ) -> None:
     monkeypatch.setattr(EarlyStopping, "hopeless", lambda *_: True)  # five starts before it says so itself
     task = task_for(model, optimization={"max_iterations": 3, "confirm": 0, "seed": 1})
-    outcome = run_study(task, num_gpus=2, max_concurrent=1, results=tmp_path, study="stopped")
+    outcome = run_study(task, num_gpus=GPUS, max_concurrent=1, results=tmp_path, study="stopped")
     trials = outcome.results.trials
     searched = trials["kind"] == "search"
     assert outcome.exit_code == 0 and trials["failure_cause"].isna().all()

@@ -27,8 +27,10 @@ SIGNS = (
     Sign.of(r"CUDA error: (unknown error|initialization error|.*busy or unavailable)", Cause.DRIVER),
     Sign.of(r"is not a valid model identifier|Repo id must be in the form", Cause.MODEL_NOT_FOUND),
     Sign.of(r"RepositoryNotFound|Repository Not Found|GatedRepoError", Cause.MODEL_NOT_FOUND),
-    Sign.of(
-        r"couldn't find them in the cached files|does not appear to have a file named", Cause.MODEL_NOT_FOUND
+    Sign.of(  # but a model may do without generation_config.json, which 0.5.16 says in the same words
+        r"^(?!.*Failed to load generation config).*"
+        r"(couldn't find them in the cached files|does not appear to have a file named)",
+        Cause.MODEL_NOT_FOUND,
     ),
     Sign.of(r"Cannot find any model weights|Can't load the configuration of", Cause.MODEL_NOT_FOUND),
     Sign.of(r"watchdog timeout|Watchdog caught collective operation timeout", Cause.HANG),
