@@ -121,6 +121,20 @@ def test_a_task_is_started_as_a_job(server: Served, tmp_path: Path) -> None:
     assert again.status == 409 and "exists already" in again.json["error"]
 
 
+def test_a_study_may_learn_from_earlier_ones(server: Served, tmp_path: Path) -> None:
+    for name in ("older", "newer"):
+        make(name=name).write(tmp_path / "results")
+    answer = server.post("studies?warm_start=older&warm_start=newer&prior=simulator", TASK)
+    assert answer.status == 201, answer.text
+    (order,) = server.jobs.orders
+    told = ("--warm-start", "older", "--warm-start", "newer", "--prior", "simulator")
+    assert order.words[-len(told) :] == told
+    missing = server.post("studies?warm_start=neverwas", TASK)
+    assert missing.status == 404 and "neverwas" in missing.json["error"]
+    assert server.post("studies?prior=magic", TASK).status == 422
+    assert len(server.jobs.orders) == 1
+
+
 def test_a_study_without_a_name_gets_one_and_no_other_has_it(server: Served) -> None:
     names = {server.post("studies", TASK).json["study"] for _ in range(3)}
     assert len(names) == 3 and all(name.startswith("mine-") for name in names)

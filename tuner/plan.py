@@ -10,7 +10,7 @@ from tuner.task import Task
 
 # Until `sampler: gp` is within 2 % of the best, in half and in nine tenths of the searches on eleven
 # measured surfaces of 60 to 495 configurations (benchmarks/search_quality.py).
-GP_TRIALS_MEDIAN, GP_TRIALS = 8, 17
+GP_TRIALS_MEDIAN, GP_TRIALS = 8, 16
 MOST_FOR_GP = 300  # trials: a fit grows with their third power
 FINALISTS = 2  # configurations that are measured again at a study's end
 _START_GUESS_S = {

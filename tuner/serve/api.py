@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Security
@@ -37,12 +38,14 @@ from tuner.serve.requests import (
     AtOnce,
     NewName,
     Seed,
+    SimulatedPrior,
     StudyName,
     TaskOptions,
     TaskUpload,
+    WarmStart,
     may,
 )
-from tuner.serve.studies import Options, Studies
+from tuner.serve.studies import Studies
 from tuner.serve.tables import Form, written
 from tuner.task.file import MAX_BYTES
 
@@ -114,7 +117,7 @@ def _add_tasks(router: APIRouter, kept: Studies) -> None:
         tags=["tasks"],
         summary="Start a study of a task",
         status_code=201,
-        responses=may(409, 413),
+        responses=may(404, 409, 413),
         openapi_extra=task_body,
     )
     def submit(
@@ -125,9 +128,18 @@ def _add_tasks(router: APIRouter, kept: Studies) -> None:
         study: NewName = None,
         seed: Seed = None,
         max_concurrent: AtOnce = None,
+        warm_start: WarmStart = [],  # noqa: B006  FastAPI copies it
+        prior: SimulatedPrior = None,
     ) -> StudyBody:
         """The task is checked first, as by `check`. The answer's `Location` is the study's own address."""
-        chosen = Options(study, options.engine, options.virtual, seed, max_concurrent)
+        chosen = replace(
+            options,
+            study=study,
+            seed=seed,
+            max_concurrent=max_concurrent,
+            warm_start=tuple(warm_start),
+            prior=prior,
+        )
         started = kept.submit(upload, chosen)
         response.headers["location"] = request.url_for("one_study", study=started.study).path
         return started

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, HTTPException, Path, Query, Request
+from pydantic import StringConstraints
 
 from tuner.results import STUDY_NAME
 from tuner.serve.studies import Options, Upload
@@ -61,6 +62,11 @@ NewName = Annotated[
     str | None, Query(pattern=_NAME, description="The new study's name [default: of the task and the time].")
 ]
 Seed = Annotated[int | None, Query(ge=0, le=2**32 - 1, description="In place of the task's seed.")]
+WarmStart = Annotated[
+    list[Annotated[str, StringConstraints(pattern=_NAME)]],
+    Query(max_length=20, description="Earlier studies to learn from.", examples=[["quickstart-1"]]),
+]
+SimulatedPrior = Annotated[Literal["simulator"] | None, Query(description="Begin where the simulator would.")]
 AtOnce = Annotated[int | None, Query(ge=1, le=10_000, description="Trials at once [default: all that fit].")]
 
 

@@ -7,6 +7,7 @@ else.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,11 +50,25 @@ class Options:
     virtual: bool = False
     seed: int | None = None
     max_concurrent: int | None = None
+    warm_start: tuple[str, ...] = ()
+    prior: str | None = None
 
     def words(self) -> list[str]:
         """As options of `tuner run`."""
-        values = {"--engine": self.engine, "--seed": self.seed, "--max-concurrent": self.max_concurrent}
-        given = [word for name, value in values.items() if value is not None for word in (name, str(value))]
+        values: dict[str, Sequence[object]] = {
+            "--engine": [self.engine],
+            "--seed": [self.seed],
+            "--max-concurrent": [self.max_concurrent],
+            "--warm-start": self.warm_start,
+            "--prior": [self.prior],
+        }
+        given = [
+            word
+            for name, each in values.items()
+            for value in each
+            if value is not None
+            for word in (name, str(value))
+        ]
         return [*given, "--virtual"] if self.virtual else given
 
 
@@ -80,8 +95,13 @@ class Studies:
         return task, [f"Task        {task.task_name}, on the {simulated.engine.name} in virtual time"]
 
     def submit(self, upload: Upload, options: Options) -> StudyBody:
-        """Starts a study of the task, which is checked first; StudyError where its name is taken."""
+        """Starts a study of the task, which is checked first; StudyError where its name is taken.
+
+        LookupError where a study to learn from is not kept.
+        """
         task, _ = self.check(upload, options)
+        for earlier in options.warm_start:
+            self.store(earlier)
         name = options.study or self._new_name(task)
         if ResultStore(self.root, name).exists() or self._job_of(name) is not None:
             raise StudyError(f"study {name!r} exists already")
