@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu.install import REPOSITORY, VENV, Missing, install, libraries
+from benchmarks.gpu.install import REPOSITORY, VENV, Missing, extract, install, libraries
 
 HERE = Path(__file__).parent
 MODELS, SERVED = REPOSITORY / ".gpu" / "models", ("llama-3.2-1b", "llama-3.1-8b")
@@ -224,7 +224,7 @@ def restore(archive: Path | None, folder: Path) -> None:
     """Takes the results of earlier goes from the archive, where there are none here."""
     if archive and archive.exists() and not folder.exists():
         with tarfile.open(archive) as tar:
-            tar.extractall(folder.parent, filter="data")
+            extract(tar, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
 
 
