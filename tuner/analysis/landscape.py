@@ -64,20 +64,16 @@ def importance(results: StudyResults) -> dict[str, float] | None:
     and its shares were off by 6.2 points.
     """
     space = space_of(results)
-    known = _losses(results, space, {"search", "confirm"}) if space is not None else {}
-    if space is None or len(known) < MIN_TRIALS or not (drawn := _drawn(space)):
+    if space is None or (found := _landscape(space, _losses(results, space, {"search", "confirm"}))) is None:
         return None
-    codes = _Codes(space)
-    tried, everywhere = codes(map(json.loads, known)), codes(drawn)
-    varied = [place for place in range(tried.shape[1]) if len(set(tried[:, place])) > 1]
-    if not varied or max(codes.levels) > _MOST_CHOICES:
-        return None
-    model = forest.fit(tried, codes.levels, codes.ordered, np.array(list(known.values())))
-    values = np.array([tree.predict(everywhere) for tree in model.trees])
+    values = np.array([tree.predict(found.codes) for tree in found.model.trees])
     values = values[np.ptp(values, axis=1) > 0]
-    names = list(space.domains)
-    shares = {names[place]: _between(everywhere[:, place], values) for place in varied}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    shares = {
+        name: _between(found.codes[:, place], values)
+        for place, name in enumerate(space.domains)
+        if len(set(found.tried[:, place])) > 1
+    }
+    return dict(sorted(shares.items(), key=lambda item: -item[1])) or None
 
 
 def _between(levels: np.ndarray, values: np.ndarray) -> float:
@@ -105,23 +101,39 @@ def random_search(results: StudyResults, n: int) -> RandomSearch | None:
     known = _losses(results, space, {"search"})
     failed = [trial["config"] for trial in rows(results.trials) if status(trial) is Status.FAILED]
     worst = max(known.values(), default=math.nan)
-    known |= {config_key(config): worst for config in failed if space.contains(config)}
-    drawn = _drawn(space)
-    if len(own) < MIN_TRIALS or len(known) < MIN_TRIALS or not drawn:
+    known = {config_key(config): worst for config in failed if space.contains(config)} | known
+    if len(own) < MIN_TRIALS or (found := _landscape(space, known)) is None:
         return None
-    codes = _Codes(space)
-    if max(codes.levels) > _MOST_CHOICES:
-        return None
-    model = forest.fit(
-        codes(map(json.loads, known)), codes.levels, codes.ordered, np.array(list(known.values()))
-    )
     values = [
         known.get(config_key(config), guess)
-        for config, guess in zip(drawn, model.predict(codes(drawn)), strict=True)
+        for config, guess in zip(found.configs, found.model.predict(found.codes), strict=True)
     ]
     sign = -1 if objective_of(results).maximise else 1
     expected = [random_expectation(values, min(count, len(values))) for count in range(1, n + 1)]
     return RandomSearch(np.exp(sign * np.array(expected)), grid_size(space))
+
+
+@dataclass(frozen=True)
+class _Landscape:
+    """A forest on the configurations of known loss, and those that stand for the whole space.
+
+    `tried` and `codes` are both as rows of level numbers, (configurations, parameters).
+    """
+
+    model: forest.Forest
+    tried: np.ndarray
+    configs: list[dict[str, Value]]
+    codes: np.ndarray
+
+
+def _landscape(space: SearchSpace, known: Mapping[str, float]) -> _Landscape | None:
+    """By the losses of the keys `known`; None where they are too few, or the space cannot be coded."""
+    codes, configs = _Codes(space), _drawn(space)
+    if len(known) < MIN_TRIALS or not configs or max(codes.levels) > _MOST_CHOICES:
+        return None
+    tried = codes(map(json.loads, known))
+    model = forest.fit(tried, codes.levels, codes.ordered, np.array(list(known.values())))
+    return _Landscape(model, tried, configs, codes(configs))
 
 
 def _losses(results: StudyResults, space: SearchSpace, kinds: set[str]) -> dict[str, float]:
