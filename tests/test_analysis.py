@@ -386,6 +386,18 @@ class TestRandomSearch:
             truth = math.exp(analysis.random_expectation(losses, n))
             assert found.scores[n - 1] == pytest.approx(truth, rel=0.1)
 
+    def test_what_failed_in_a_repeat_only_is_worth_what_it_was(self) -> None:
+        configs = studies.grid(studies.PARAMETERS, 24)
+        best = min(configs, key=studies.factor)
+        made = studies.make(configs, fails=studies.never_fails, repeats=[best])
+        results = made.results()
+        before = analysis.random_search(results, 24)
+        repeated = results.trials["kind"] == "confirm"
+        results.trials.loc[repeated, "failure_cause"] = str(Cause.OUT_OF_MEMORY)
+        after = analysis.random_search(results, 24)
+        assert before is not None and after is not None
+        assert after.scores == pytest.approx(before.scores, rel=0.01)  # the forest draws in another order
+
     def test_of_a_throughput_rises(self) -> None:
         found = analysis.random_search(studies.make(objective="maximize_throughput").results(), 10)
         assert found is not None and (np.diff(found.scores) >= -1e-9).all()
