@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -43,8 +44,11 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`$XDG_DATA_HOME` of this test alone: no test reads or leaves anything in the user's home."""
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`$XDG_DATA_HOME` of this test alone: no test reads or leaves anything in the user's home.
+
+    Nor in the environment, which commands that a test calls may add to.
+    """
     home = tmp_path_factory.mktemp("data")
-    monkeypatch.setenv("XDG_DATA_HOME", str(home))
-    return home / "autotuner"
+    with mock.patch.dict(os.environ, {"XDG_DATA_HOME": str(home)}):
+        yield home / "autotuner"

@@ -40,10 +40,8 @@ def serve(
 
     token = None if no_token else token_in(token_env) if token_env else kept_token()
     click.echo("Starting Ray and the server ...", err=True)
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "token"
-        )  # of the Ray that is started; read when it is imported
+    if not os.environ.get("RAY_ADDRESS"):  # then one is started, which reads this when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     from tuner.serve.session import Place, serving, wait_for_the_end
 
     place = Place(host, port, results, num_gpus)
