@@ -12,6 +12,7 @@ is looked up instead of measured. A hit is a value within 2 % of the surface's b
     python benchmarks/search_quality.py --surfaces FOLDER --warm-start --strategies ours
     python benchmarks/search_quality.py --surfaces FOLDER --strategies ours random --by-surface
     python benchmarks/search_quality.py --surfaces FOLDER --noise 0.1
+    python benchmarks/search_quality.py --surfaces FOLDER --noise 0.1 --early-end
 
 `ours` is this project's sampler; `gp`, as the peer, the plain Gaussian process of the textbooks over the
 listed configurations, which it knows even with --invalid cost. A surface that is never hit counts as
@@ -20,8 +21,9 @@ failed trial, and the search knows of no list of what exists, but the product of
 as many configurations fail as work (see `halved`), and again it is not told which. --warm-start adds
 `warm`: ours, with what it tried on each surface of the same parameters as a prior; only surfaces that have
 such siblings are searched then. With --noise each measurement is off by that share (standard deviation),
-and the two best are measured three times more at the end; "answer" is how often the recommendation truly is
-within 2 % (of `gp`, which has no repeats, the lowest that was seen).
+and the leaders are measured six times more at the end; "answer" is how often the recommendation truly is
+within 2 % (of `gp`, which has no repeats, the lowest that was seen). With --early-end a search ends where
+little more is expected, as a study's does, and what it leaves over goes into repeats, where they are needed.
 """
 
 from __future__ import annotations
@@ -151,12 +153,16 @@ def _order(value: Any) -> tuple[bool, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """What was tried and its losses, in order, the seconds that suggestions took, the loss of the answer."""
+    """What was tried and its losses, in order, the seconds that a suggestion took, the loss of the answer.
+
+    `measurements` counts the repeats too.
+    """
 
     keys: list[str]
     losses: list[float]
     suggest_s: float
     recommended: float
+    measurements: int
 
 
 def run(
@@ -167,7 +173,7 @@ def run(
     known: Experience = NOTHING,
 ) -> Run:
     """One search of `args.trials` trials, `args.at_once` of them at a time, and its repeats under noise."""
-    ends = {"convergence": {"least_gain": None}}  # all searches are as long
+    ends = {} if args.early_end else {"convergence": {"least_gain": None}}  # so all are as long
     repeats = {"confirm": REPEATS if args.noise else 0}
     optimization = {"max_iterations": args.trials, "baseline": False, **repeats, **ends, **options}
     task = make_task({"parameters": surface.task.model_dump()["parameters"], "optimization": optimization})
@@ -202,8 +208,9 @@ def run(
             searcher.on_trial_complete(trial, {"loss": seen})
         elif found == Searcher.FINISHED:
             judged = again or once  # as `tuner.analysis.confirmation` does, were all overrides alike
-            answer = min(judged, key=lambda key: float(np.mean(judged[key])))
-            return Run(keys, losses, spent / max(len(losses), 1), surface.losses.get(answer, FAILED_LOSS))
+            answer = min(judged, key=lambda key: float(np.mean([*once[key], *again.get(key, ())])))
+            loss = surface.losses.get(answer, FAILED_LOSS)
+            return Run(keys, losses, spent / max(len(losses), 1), loss, number)
 
 
 class PlainGp:
@@ -315,6 +322,7 @@ def summarise(runs: dict[str, list[Run]], surfaces: dict[str, Surface]) -> dict[
         **{f"hit{n}": float((two <= n).mean()) for n in HITS},
         "mean_regret": float(np.mean(regrets)),
         "recommended_2pct": float(np.mean(answers)),
+        "measurements": float(np.mean([one.measurements for own in runs.values() for one in own])),
         "suggest_ms": 1e3 * float(np.mean([one.suggest_s for own in runs.values() for one in own])),
     }
 
@@ -339,6 +347,7 @@ def table_of(figures: dict[str, dict[str, float]], title: str) -> Table:
         "regret",
         "ms",
         "answer",
+        "runs",
     ]
     for head in heads:
         table.add_column(head, justify="left" if head == "strategy" else "right")
@@ -351,6 +360,7 @@ def table_of(figures: dict[str, dict[str, float]], title: str) -> Table:
             f"{100 * own['mean_regret']:.1f} %",
             f"{own['suggest_ms']:.0f}",
             f"{100 * own['recommended_2pct']:.0f} %",
+            f"{own['measurements']:.0f}",
         )
     return table
 
@@ -372,6 +382,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="trials that run at the same time")
     parser.add_argument("--invalid", choices=["free", "cost", "half"], default="free", help="what fails")
     parser.add_argument("--noise", type=float, default=0.0, help="of a measurement, as a share")
+    parser.add_argument("--early-end", action="store_true", help="a search ends where a study's would")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     parser.add_argument("--warm-start", action="store_true", help="also ours, knowing what siblings told")
     parser.add_argument("--by-surface", action="store_true", help="a table for each surface too")
@@ -409,7 +420,7 @@ def main() -> None:
     title = (
         f"{len(surfaces)} surfaces, {args.seeds} seeds, {args.at_once} at once, invalid rows {args.invalid}"
     )
-    console = Console(width=110)
+    console = Console(width=120)
     console.print(table_of(figures, title))
     for name, own in by_surface.items() if args.by_surface else ():
         console.print(table_of(own, name))

@@ -103,21 +103,31 @@ class SearchEnd:
         if gain is not None:
             self._gains.append(gain)
 
+    def affords(self, beyond: int) -> bool:
+        """Whether the budgets leave room for `beyond` more trials than the repeats, after the search."""
+        return not self._spent(self._mean_duration_s, self.repeats + beyond)
+
     def reason(self) -> str:
         """Why no further trial is worth starting; empty while one is."""
-        if self.max_time_s is not None and self._began is not None:
-            ahead = (1 + self.repeats) * self._mean_duration_s
-            if self.clock() - self._began + ahead > self.max_time_s:
-                return f"another trial would pass optimization.max_time ({self.max_time_s:g} s)"
-        if self.max_gpu_hours is not None and self._durations:
-            ahead = (1 + self.repeats) * self._gpu_s / len(self._durations)
-            if self._gpu_s + ahead > 3600 * self.max_gpu_hours:
-                return f"another trial would pass optimization.max_gpu_hours ({self.max_gpu_hours:g})"
+        ahead = 1 + self.repeats
+        if spent := self._spent(ahead * self._mean_duration_s, ahead):
+            return spent
         if self.patience is not None and self._idle >= self.patience:
             return f"no better configuration in {self._idle} trials"
         little = self._gains[-IN_A_ROW:]
         if self.least_gain is not None and len(little) == IN_A_ROW and max(little) < self.least_gain:
             return f"the next trial is expected to gain less than {100 * self.least_gain:g} %"
+        return ""
+
+    def _spent(self, ahead_s: float, ahead: int) -> str:
+        """Which budget is passed by trials ahead, in seconds from now and in number; empty where none."""
+        on_the_clock_s = 0.0 if self._began is None else self.clock() - self._began + ahead_s
+        if self.max_time_s is not None and on_the_clock_s > self.max_time_s:
+            return f"another trial would pass optimization.max_time ({self.max_time_s:g} s)"
+        if self.max_gpu_hours is not None and self._durations:
+            each_s = self._gpu_s / len(self._durations)
+            if self._gpu_s + ahead * each_s > 3600 * self.max_gpu_hours:
+                return f"another trial would pass optimization.max_gpu_hours ({self.max_gpu_hours:g})"
         return ""
 
     @property

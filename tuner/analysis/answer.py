@@ -52,15 +52,16 @@ class Verdict(StrEnum):
 class Gain:
     """Share by which the best improves on the baseline, with its interval (None: cannot be told).
 
-    Where both were measured again, in `rounds` repeats, the interval is from those. Otherwise it covers
-    the spread between requests, and that the best was chosen among many, but not what differs from one
-    start of the engine to the next.
+    Where both were measured again, in `rounds` and `baseline_rounds`, the interval is from those. Otherwise
+    it covers the spread between requests, and that the best was chosen among many, but not what differs from
+    one start of the engine to the next.
     """
 
     share: float
     low: float | None = None
     high: float | None = None
     rounds: int = 0
+    baseline_rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _judged(gain: Gain) -> tuple[Verdict, str]:
         return Verdict.BETTER if large else Verdict.NO_GAIN, reason
     interval = f"The {100 * CONFIDENCE:.0f} % interval of the gain"
     once = "Each was measured once: what differs from one start of the engine to the next is not in it."
-    basis = f"It is from {gain.rounds} repeat{'s' * (gain.rounds != 1)} of both." if gain.rounds else once
+    basis = _basis(gain) if gain.rounds else once
     if gain.low > (0.0 if gain.rounds else STARTS_DIFFER):
         return Verdict.BETTER, f"{interval} lies above zero. {basis}"
     if gain.low > 0:
@@ -177,15 +178,23 @@ def _judged(gain: Gain) -> tuple[Verdict, str]:
     return Verdict.NO_GAIN, f"{interval} reaches zero, so it may be chance. {basis}"
 
 
+def _basis(gain: Gain) -> str:
+    """Of how many repeats the interval is."""
+    of_best = f"{gain.rounds} repeat{'s' * (gain.rounds != 1)} of"
+    if gain.rounds == gain.baseline_rounds:
+        return f"It is from {of_best} both."
+    return f"It is from {of_best} the best and {gain.baseline_rounds} of the defaults."
+
+
 def _confirmed_gain(objective: Objective, again: Confirmation) -> Gain | None:
     if again.baseline is None:
         return None
     best, defaults = float(again.best["objective"]), float(again.baseline["objective"])
-    share = objective.gain(best, defaults)
+    share, rounds = objective.gain(best, defaults), (again.rounds, again.baseline_rounds)
     if again.margin is None:
-        return Gain(share, rounds=again.rounds)
+        return Gain(share, None, None, *rounds)
     ends = [objective.gain(best * math.exp(side * again.margin), defaults) for side in (-1, 1)]
-    return Gain(share, min(ends), max(ends), again.rounds)
+    return Gain(share, min(ends), max(ends), *rounds)
 
 
 def _gain(results: StudyResults, objective: Objective, best: Trial, baseline: Trial) -> Gain:

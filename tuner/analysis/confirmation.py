@@ -35,13 +35,15 @@ EQUAL = 0.01  # share of the score within which configurations are equals: a sta
 class Confirmation:
     """The configuration that the repeats favour, and the baseline, as rows that hold their means.
 
-    `rounds` is how often each was measured again; `margin` the half width of the confidence interval of
-    log(best objective / baseline objective), None where it cannot be told.
+    `rounds` is how often the best was measured again, `baseline_rounds` how often the baseline; `margin` the
+    half width of the confidence interval of log(best objective / baseline objective), None where it cannot
+    be told.
     """
 
     best: Trial
     baseline: Trial | None
     rounds: int
+    baseline_rounds: int
     margin: float | None
 
 
@@ -60,7 +62,7 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
     defaults = config_key({})
     if not whole.keys() - {defaults}:
         return None
-    best = _favoured(results, whole, first)
+    best = _favoured(results, {key: [first[key], *trials] for key, trials in whole.items()}, first)
     groups = dict(whole)
     if defaults in groups and _counts(first[defaults]):
         groups[defaults] = [first[defaults], *whole[defaults]]
@@ -69,6 +71,7 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
         best=_averaged(results, first[best], groups[best]),
         baseline=_averaged(results, first[defaults], groups[defaults]) if defaults in groups else None,
         rounds=len(whole[best]),
+        baseline_rounds=len(whole.get(defaults, ())),
         margin=_margin(groups, best, defaults, confidence) if known else None,
     )
 
@@ -89,15 +92,15 @@ def one_more(results: StudyResults, config: Mapping[str, Any], confidence: float
     return float(student_t.ppf((1 + confidence) / 2, noise[1])) * noise[0] * math.sqrt(1 + 1 / of_it)
 
 
-def _favoured(results: StudyResults, whole: Mapping[str, list[Trial]], first: Mapping[str, Trial]) -> str:
-    """The key of the lowest mean loss; among those `EQUAL` to it, of the fewest overrides.
+def _favoured(results: StudyResults, runs: Mapping[str, list[Trial]], first: Mapping[str, Trial]) -> str:
+    """The key of the lowest mean loss of all runs; among those `EQUAL` to it, of the fewest overrides.
 
     The baseline has none, so it stands where nothing is better by more. Of several objectives, the knee.
     """
     if len(objectives_of(results)) > 1:
-        keys = [key for key in whole if first[key]["config"]] or list(whole)
+        keys = [key for key in runs if first[key]["config"]] or list(runs)
         return keys[from_the_knee([losses_of(first[key]) for key in keys])[0]]
-    means = {key: float(np.mean([trial["loss"] for trial in trials])) for key, trials in whole.items()}
+    means = {key: float(np.mean([trial["loss"] for trial in trials])) for key, trials in runs.items()}
     equal = [key for key, mean in means.items() if mean <= min(means.values()) + math.log1p(EQUAL)]
     baseline = first.get(config_key({}))
     return min(equal, key=lambda key: (overrides(first[key]["config"], baseline), means[key]))

@@ -24,6 +24,7 @@ from tuner.past import Past, PastTrial
 from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
 from tuner.search.queue import Pending, Queue
+from tuner.search.repeats import due
 from tuner.search.trials import ELAPSED, METRIC, MODE, PLACED, SHARE, Config, Losses, Suggestion
 from tuner.space import SearchSpace, config_key
 from tuner.stopping import EarlyStopping, SearchEnd
@@ -37,11 +38,12 @@ _FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was
 class StudySearcher(Searcher):
     """The searcher that a study gives to Tune.
 
-    `budget` counts the trials of the search. Then come `rounds` of confirmation, in which the `FINALISTS`
-    best configurations and the baseline are measured again in turn: the best of many is partly lucky, and
-    only repeats tell luck from gain. `end` ends the search sooner where more of it is not worth its time,
-    by what the sampler says of its `expected_gain` among others; `stopping` knows what a trial that was
-    stopped early would have come to. `capacity` is what the cluster has at any moment.
+    `budget` counts the trials of the search. Then come `rounds` of confirmation, in which the best
+    configurations and the baseline are measured again in turn (see `repeats`): the best of many is partly
+    lucky, and only repeats tell luck from gain. Where they do not yet, and the search has ended before its
+    budget was spent, what is left of it goes into more of them. `end` ends the search sooner where more of
+    it is not worth its time, by what the sampler says of its `expected_gain` among others; `stopping` knows
+    what a trial that was stopped early would have come to. `capacity` is what the cluster has at any moment.
     """
 
     def __init__(
@@ -73,12 +75,12 @@ class StudySearcher(Searcher):
         self._metrics = metrics
         self._losses: dict[str, Losses] = {}
         self._measured: dict[str, Config] = {}
-        self._confirmations: list[Config] | None = None
+        self._runs: dict[str, list[float]] = {}  # of what was measured, each run's loss
         self._refused_in_a_row = 0
         self._given_up: set[str] = set()
         self._asked = self._numbered = self._searched = self._repeats = 0
         self._asked_in_a_row = _ASKED_IN_A_ROW
-        self._repeated: Counter[str] = Counter()  # by configuration: its repeats before the study was resumed
+        self._repeated: Counter[str] = Counter()  # by configuration: its repeats that were begun
 
     @property
     def planned(self) -> int:
@@ -108,6 +110,7 @@ class StudySearcher(Searcher):
                 self.stopping.finished(trial.curve)
             if trial.kind == "confirm":
                 self._repeated[config_key(trial.config)] += 1
+                self._runs[config_key(trial.config)].append(trial.losses[0])
             else:
                 self._remember(trial)
 
@@ -120,7 +123,7 @@ class StudySearcher(Searcher):
         self._baseline_due &= trial.kind != "baseline"
         gpus = trial.gpus if self._queue.capacity.counts_gpus else 0
         self._end.ended(self._progress(self._losses[key]), gpus=gpus, duration_s=trial.duration_s)
-        self._measured[key] = dict(trial.config)
+        self._measured[key], self._runs[key] = dict(trial.config), [self._losses[key][METRIC]]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
@@ -147,11 +150,13 @@ class StudySearcher(Searcher):
         pending = self._queue.ended(trial_id)
         suggestion, losses = pending.suggestion, self._final(result)
         if suggestion.kind == "confirm":
+            self._runs[suggestion.key].append(losses[METRIC])
             return
         duration_s = float(result.get(ELAPSED, 0.0))
         self._end.ended(self._progress(losses), gpus=self._gpus(suggestion.config), duration_s=duration_s)
         self._losses[suggestion.key] = losses
         self._measured[suggestion.key] = suggestion.config
+        self._runs[suggestion.key] = [losses[METRIC]]
         for inner_id in pending.inner_ids:
             self._tell(inner_id, losses)
 
@@ -197,27 +202,32 @@ class StudySearcher(Searcher):
                 return found
         if any(pending.suggestion.kind != "confirm" for pending in self._queue):
             return None
-        if self._confirmations is None:
-            repeats = self._to_confirm()
-            self._repeats = len(repeats)
-            self._confirmations = [config for config in repeats if not self._was_repeated(config)]
-        return self._new("confirm", self._confirmations.pop(0)) if self._confirmations else None
+        again = self._to_repeat()
+        return None if again is None else self._new("confirm", again)
 
-    def _was_repeated(self, config: Config) -> bool:
-        """Whether this repeat was measured before the study was resumed; each of them counts once."""
-        key = config_key(config)
-        self._repeated[key] -= 1
-        return self._repeated[key] >= 0
+    def _to_repeat(self) -> Config | None:
+        """What is measured again next; None where all is told, or nothing beats the baseline."""
+        defaults, several = config_key({}), len(self._metrics) > 1
+        ranked = [key for key in self._ranked() if key != defaults]
+        served = self._losses.get(defaults, {}).get(METRIC, math.inf) < FAILED_TIER  # else it would only fail
+        self._repeats = self.rounds * (min(FINALISTS, len(ranked)) + served) if ranked else 0
+        key = due(
+            ranked[:FINALISTS] if several else ranked,
+            self._runs,
+            self._repeated,
+            rounds=self.rounds,
+            baseline=defaults if served else None,
+            spare=0 if several else self._spare(),
+        )
+        if key is None:
+            return None
+        self._repeated[key] += 1
+        return self._measured[key]
 
-    def _to_confirm(self) -> list[Config]:
-        """The finalists and the baseline, in turn; nothing where nothing beats the baseline."""
-        defaults = config_key({})
-        of_defaults = self._losses.get(defaults, {}).get(METRIC, math.inf)
-        finalists = [self._measured[key] for key in self._ranked() if key != defaults][:FINALISTS]
-        if not finalists:
-            return []
-        served = of_defaults < FAILED_TIER  # else they would only fail again
-        return [config for _ in range(self.rounds) for config in [*([{}] if served else []), *finalists]]
+    def _spare(self) -> int:
+        """Trials that are left over for more repeats, as the search has ended before its budget was spent."""
+        beyond = self._repeated.total() - self._repeats + 1
+        return self.budget - self._searched if self.ended_early and self._end.affords(beyond) else 0
 
     def _ranked(self) -> list[str]:
         """The keys of the configurations that may be recommended, the best first.

@@ -1,0 +1,116 @@
+"""What is measured again after the search, to tell the best from the lucky: pure rules that know no Ray.
+
+A loss is the logarithm of a score, so a difference of losses is a share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from tuner.analysis.confirmation import EQUAL
+from tuner.objective import HARD_SLO_TIER
+from tuner.plan import FINALISTS
+from tuner.search.surrogate import expected_improvement
+
+# Of a gain, before no more is measured: strict, because it is asked again after each repeat. With this level
+# at each of ten looks, chance is called a gain in 1 of 20 studies all the same (Pocock 1977, table 1).
+_SURE = 0.99
+_NEGLIGIBLE = EQUAL / 2  # share of the score that a wrong choice between two may be expected to cost
+
+
+def due(
+    candidates: Sequence[str],
+    runs: Mapping[str, Sequence[float]],
+    repeated: Mapping[str, int],
+    *,
+    rounds: int,
+    baseline: str | None,
+    spare: int,
+) -> str | None:
+    """The key of the configuration to measure again; None where enough is known.
+
+    `runs` are the losses of each configuration so far, its first one included; `repeated` counts the repeats
+    that were begun. In each of `rounds` the baseline is due once, then `FINALISTS` times whichever of the
+    leader and its strongest rival was measured less: who these are is asked anew each time, for a lucky one
+    falls back when it is repeated, and one that fails is out. Then up to `spare` more, while two that matter
+    cannot be told apart. `baseline` is None where it would only fail.
+    """
+    in_round, begun = min(FINALISTS, len(candidates)), sum(repeated.values())
+    of_baseline = 0 if baseline is None else repeated.get(baseline, 0)
+    of_others = begun - of_baseline
+    candidates = [key for key in candidates if _sound(runs[key])]
+    if not candidates or not rounds:
+        return None
+    if baseline is not None and of_baseline < rounds and of_baseline * in_round <= of_others:
+        return baseline
+    field = _Field(runs, repeated)
+    if of_others < rounds * in_round:
+        return field.less_measured(*field.leading(candidates))
+    planned = rounds * (in_round + (baseline is not None))
+    pair = field.undecided(candidates, baseline) if begun < planned + spare else None
+    return field.less_measured(*pair) if pair else None
+
+
+def _sound(losses: Sequence[float]) -> bool:
+    """Whether no run has failed."""
+    return all(loss < HARD_SLO_TIER / 2 for loss in losses)
+
+
+class _Field:
+    """The configurations by the means of their runs; those that are under way count as runs already."""
+
+    def __init__(self, runs: Mapping[str, Sequence[float]], repeated: Mapping[str, int]) -> None:
+        self._mean = {key: float(np.mean(own)) for key, own in runs.items()}
+        self._count = {key: 1 + repeated.get(key, 0) for key in runs}
+        sound = [np.array(own) for own in runs.values() if _sound(own)]
+        squares = sum(float(((own - own.mean()) ** 2).sum()) for own in sound)
+        self._freedom = sum(len(own) - 1 for own in sound)
+        self._deviation = math.sqrt(squares / self._freedom) if self._freedom else math.nan
+
+    def less_measured(self, leader: str, rival: str) -> str:
+        """The one of both that was measured less."""
+        return leader if self._count[leader] <= self._count[rival] else rival
+
+    def leading(self, keys: Sequence[str]) -> tuple[str, str]:
+        """The lowest mean, and of the others the one that is likeliest to lie below it in truth."""
+        leader = min(keys, key=self._mean.__getitem__)
+        others = [key for key in keys if key != leader] or [leader]
+        return leader, min(others, key=lambda key: self._behind(key, leader) / self._blur(key, leader))
+
+    def undecided(self, keys: Sequence[str], baseline: str | None) -> tuple[str, str] | None:
+        """The leader and what it cannot be told apart from; None where enough is known.
+
+        A rival counts by the gain that is expected of taking it instead, should it turn out better; the
+        baseline, where a gain that would be worth having may be chance.
+        """
+        leader, _ = self.leading(keys)
+        if not self._freedom:
+            return None
+        lost = {key: self._expected_loss(leader, key) for key in keys if key != leader}
+        rival = max(lost, key=lost.__getitem__, default=leader)
+        if lost.get(rival, 0.0) > _NEGLIGIBLE:
+            return leader, rival
+        if baseline is not None and EQUAL < self._behind(baseline, leader) < self._chance(baseline, leader):
+            return leader, baseline
+        return None
+
+    def _expected_loss(self, leader: str, rival: str) -> float:
+        """By taking the leader, should the rival be better; a share of the score."""
+        error = np.array(max(self._deviation * self._blur(rival, leader), 1e-12))
+        return float(expected_improvement(np.array(self._behind(rival, leader)), error, 0.0))
+
+    def _chance(self, baseline: str, leader: str) -> float:
+        """Up to where a gain may be chance: the half width of its interval."""
+        quantile = float(student_t.ppf((1 + _SURE) / 2, self._freedom))
+        return quantile * self._deviation * self._blur(baseline, leader)
+
+    def _behind(self, key: str, leader: str) -> float:
+        return self._mean[key] - self._mean[leader]
+
+    def _blur(self, one: str, two: str) -> float:
+        """The standard error of the difference of both means, in standard deviations of a run."""
+        return math.sqrt(1 / self._count[one] + 1 / self._count[two])
