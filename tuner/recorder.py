@@ -52,11 +52,12 @@ class Recorder(tune.Callback):
         engine: Engine,
         capacity: Capacity,
         planned: Callable[[], int],
+        ended_early: Callable[[], str],
         watch: Callable[[StudyProgress], None] | None,
         past: Past | None = None,
     ) -> None:
         self._store, self._task, self._engine, self._watch = store, task, engine, watch
-        self._capacity, self._planned = capacity, planned
+        self._capacity, self._planned, self._ended_early = capacity, planned, ended_early
         self._began = time.monotonic()
         self._progress = StudyProgress(planned(), 0, 0, 0, 0.0)
         if past:
@@ -70,6 +71,7 @@ class Recorder(tune.Callback):
         self._lost: dict[int, list[str]] = {}  # by number: what became of the attempts that were lost
         self._given_up: list[str] = []  # in a row, without a trial that came to its own end
         self._named: list[str] = []  # the nodes that are left out
+        self._end_named = bool(past and past.ended_early)
         self._waiting_since: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,6 +100,7 @@ class Recorder(tune.Callback):
         if self._broken:
             raise self._broken
         self._name_left_out()
+        self.name_end()
         self._require_nodes(trials)
         self._show_queue(trials)
 
@@ -107,6 +110,13 @@ class Recorder(tune.Callback):
             self._named.append(name)
             LOG.warning("Node %s is left out from now on: it lost %d trials in a row", name, LOST_IN_A_ROW)
             self._store.amend(nodes_left_out=self._named)
+
+    def name_end(self) -> None:
+        """Says once why the search has ended early: a study that goes on has its repeats left, no search."""
+        if not self._end_named and (why := self._ended_early()):
+            self._end_named = True
+            LOG.info("Study %s: the search has ended early: %s", self._store.study, why)
+            self._store.amend(ended_early=why)
 
     def _require_nodes(self, trials: list[Trial]) -> None:
         """Waits for nodes that can hold what is due, and raises where none comes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,7 +77,7 @@ class SearchEnd:
     _best: float = math.inf
     _idle: int = 0
     _gains: list[float] = field(default_factory=list)
-    _gpu_s: float = 0.0
+    _gpu_s: list[float] = field(default_factory=list)
     _durations: list[float] = field(default_factory=list)
 
     def began(self) -> None:
@@ -95,22 +95,28 @@ class SearchEnd:
         else:
             self._idle += 1
         self._best = min(self._best, loss)
+        self.took(gpus=gpus, duration_s=duration_s)
+
+    def took(self, *, gpus: int, duration_s: float) -> None:
+        """What a trial cost, be it of the search or a repeat."""
         self._durations.append(duration_s)
-        self._gpu_s += gpus * duration_s
+        self._gpu_s.append(gpus * duration_s)
 
     def expects(self, gain: float | None) -> None:
         """What the sampler expects of the next trial, as a share of the objective."""
         if gain is not None:
             self._gains.append(gain)
 
-    def affords(self, beyond: int) -> bool:
-        """Whether the budgets leave room for `beyond` more trials than the repeats, after the search."""
-        return not self._spent(self._mean_duration_s, self.repeats + beyond)
+    def affords(self, ahead: int) -> bool:
+        """Whether the budgets leave room for `ahead` trials as long as the longest, one of them now."""
+        if not self._durations:
+            return True
+        return not self._spent(max(self._durations), ahead * max(self._gpu_s))
 
     def reason(self) -> str:
         """Why no further trial is worth starting; empty while one is."""
         ahead = 1 + self.repeats
-        if spent := self._spent(ahead * self._mean_duration_s, ahead):
+        if spent := self._spent(ahead * _mean(self._durations), ahead * _mean(self._gpu_s)):
             return spent
         if self.patience is not None and self._idle >= self.patience:
             return f"no better configuration in {self._idle} trials"
@@ -119,17 +125,15 @@ class SearchEnd:
             return f"the next trial is expected to gain less than {100 * self.least_gain:g} %"
         return ""
 
-    def _spent(self, ahead_s: float, ahead: int) -> str:
-        """Which budget is passed by trials ahead, in seconds from now and in number; empty where none."""
+    def _spent(self, ahead_s: float, ahead_gpu_s: float) -> str:
+        """Which budget is passed by what is ahead; empty where none."""
         on_the_clock_s = 0.0 if self._began is None else self.clock() - self._began + ahead_s
         if self.max_time_s is not None and on_the_clock_s > self.max_time_s:
             return f"another trial would pass optimization.max_time ({self.max_time_s:g} s)"
-        if self.max_gpu_hours is not None and self._durations:
-            each_s = self._gpu_s / len(self._durations)
-            if self._gpu_s + ahead * each_s > 3600 * self.max_gpu_hours:
-                return f"another trial would pass optimization.max_gpu_hours ({self.max_gpu_hours:g})"
+        if self.max_gpu_hours is not None and sum(self._gpu_s) + ahead_gpu_s > 3600 * self.max_gpu_hours:
+            return f"another trial would pass optimization.max_gpu_hours ({self.max_gpu_hours:g})"
         return ""
 
-    @property
-    def _mean_duration_s(self) -> float:
-        return sum(self._durations) / len(self._durations) if self._durations else 0.0
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

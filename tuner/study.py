@@ -136,7 +136,14 @@ def run_study(
             with _study_log(store.study) as log_path, Journal(store, watch) as journal:
                 show_log(store.study, "study", log_path)
                 recorder = Recorder(
-                    store, task, adapter, capacity, lambda: searcher.planned, journal.show, past
+                    store,
+                    task,
+                    adapter,
+                    capacity,
+                    lambda: searcher.planned,
+                    lambda: searcher.ended_early,
+                    journal.show,
+                    past,
                 )
                 most_gpus = max(node.gpus for node in nodes_of(kind))
                 searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
@@ -175,9 +182,7 @@ def _searched(
     LOG.info("Study %s: %d trials, %d at once, seed %d", store.study, searcher.planned, at_once, context.seed)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         interrupted = _fit(context, searcher, recorder, at_once, scratch)
-    if searcher.ended_early:
-        LOG.info("Study %s: the search has ended early: %s", store.study, searcher.ended_early)
-        store.amend(ended_early=searcher.ended_early)
+    recorder.name_end()
     LOG.info("Study %s: %s", store.study, "interrupted" if interrupted else "done")
     return interrupted
 

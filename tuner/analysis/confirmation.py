@@ -25,10 +25,16 @@ from tuner.analysis.trials import (
     rows,
     status,
 )
+from tuner.plan import FINALISTS
 from tuner.results import StudyResults
 from tuner.space import config_key
+from tuner.task.optimization import Optimization
 
 EQUAL = 0.01  # share of the score within which configurations are equals: a start differs by 0.5 to 1.1 %
+# Where a gain that may be chance is measured on (see `tuner.search.repeats`), its interval is looked at after
+# each repeat: one that holds at twenty looks to 95 % is one of 99.25 % at each (Pocock 1977, table 1), and
+# a little is left for the choice among several.
+SURE_AT_EACH_LOOK = 0.995
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
 
     The interval is Student's, with the variance of log(objective) between repeats pooled over all
     configurations that were repeated. The baseline's first run counts as a repeat: it was not picked for
-    its result.
+    its result. Where more was measured than the planned rounds, the interval is wider: that more was needed
+    was told by what had been seen.
     """
     first = {config_key(trial["config"]): trial for trial in _kind(results, "baseline", "search")}
     repeats: dict[str, list[Trial]] = {}
@@ -62,10 +69,12 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
     defaults = config_key({})
     if not whole.keys() - {defaults}:
         return None
-    best = _favoured(results, {key: [first[key], *trials] for key, trials in whole.items()}, first)
     groups = dict(whole)
     if defaults in groups and _counts(first[defaults]):
         groups[defaults] = [first[defaults], *whole[defaults]]
+    best = _favoured(results, groups, first)
+    if _measured_on(results, repeats):
+        confidence = max(confidence, SURE_AT_EACH_LOOK)
     known = best != defaults and defaults in groups
     return Confirmation(
         best=_averaged(results, first[best], groups[best]),
@@ -92,18 +101,35 @@ def one_more(results: StudyResults, config: Mapping[str, Any], confidence: float
     return float(student_t.ppf((1 + confidence) / 2, noise[1])) * noise[0] * math.sqrt(1 + 1 / of_it)
 
 
-def _favoured(results: StudyResults, runs: Mapping[str, list[Trial]], first: Mapping[str, Trial]) -> str:
+def _favoured(results: StudyResults, groups: Mapping[str, list[Trial]], first: Mapping[str, Trial]) -> str:
     """The key of the lowest mean loss of all runs; among those `EQUAL` to it, of the fewest overrides.
 
-    The baseline has none, so it stands where nothing is better by more. Of several objectives, the knee.
+    Which of them it is, their first runs help to tell; that it is better than the baseline, only what was
+    measured afterwards does, for it was picked for its first run. Else the baseline stands, where nothing is
+    better by more than equals differ. Of several objectives, the knee.
     """
+    defaults = config_key({})
+    others = [key for key in groups if key != defaults]
     if len(objectives_of(results)) > 1:
-        keys = [key for key in runs if first[key]["config"]] or list(runs)
-        return keys[from_the_knee([losses_of(first[key]) for key in keys])[0]]
-    means = {key: float(np.mean([trial["loss"] for trial in trials])) for key, trials in runs.items()}
+        return others[from_the_knee([losses_of(first[key]) for key in others])[0]]
+    means = {key: _mean_loss([*filter(_counts, [first[key]]), *groups[key]]) for key in others}
     equal = [key for key, mean in means.items() if mean <= min(means.values()) + math.log1p(EQUAL)]
-    baseline = first.get(config_key({}))
-    return min(equal, key=lambda key: (overrides(first[key]["config"], baseline), means[key]))
+    baseline = first.get(defaults)
+    best = min(equal, key=lambda key: (overrides(first[key]["config"], baseline), means[key]))
+    bound = _mean_loss(groups[defaults]) - math.log1p(EQUAL) if defaults in groups else math.inf
+    return best if _mean_loss(groups[best]) < bound else defaults
+
+
+def _mean_loss(trials: Sequence[Trial]) -> float:
+    return float(np.mean([trial["loss"] for trial in trials]))
+
+
+def _measured_on(results: StudyResults, repeats: Mapping[str, Sequence[Trial]]) -> bool:
+    """Whether there are more repeats than a study has rounds for."""
+    asked = (results.about["task"].get("optimization") or {}).get("confirm")
+    rounds = asked if isinstance(asked, int) else Optimization().confirm
+    in_round = FINALISTS + (config_key({}) in repeats)
+    return sum(len(trials) for trials in repeats.values()) > rounds * in_round
 
 
 def _counts(trial: Trial) -> bool:
@@ -117,7 +143,7 @@ def _kind(results: StudyResults, *kinds: str) -> list[dict[str, Any]]:
 def _averaged(results: StudyResults, first: Trial, repeats: list[Trial]) -> Trial:
     """The first run's row with the means of its repeats; geometric where values are ratios."""
     sign = -1.0 if objective_of(results).maximise else 1.0
-    loss = float(np.mean([trial["loss"] for trial in repeats]))
+    loss = _mean_loss(repeats)
     worst = max(repeats, key=lambda trial: -math.inf if _null(trial) else trial["slo_worst_violation"])
     return {
         **first,

@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import rankdata
 
 from tuner.experience import Known
 from tuner.objective import HARD_SLO_TIER
@@ -31,14 +32,13 @@ MOST_CANDIDATES = 10_000  # of a listed space; beyond, and of a continuous one, 
 _DRAWN = 2_000
 _ALWAYS_SEARCHED = 40  # trials up to which hyperparameters are searched each time; then every fifth
 _EVERY = 5
-_FAVOURED = 1 / 3  # of the candidates, by the prior: where the first points are drawn
-_DRAWN_FIRST = 10  # of them, for each first point
+_DRAWN_FIRST, _DRAWN_NEXT = 10, 20  # candidates, of which the first points are chosen
 
 Config = dict[str, Value]
 
 
 class GpSampler(BaseSampler):
-    """Spreads `n_initial` points over what the prior favours, then proposes by expected improvement."""
+    """Spreads `n_initial` points, where the prior favours them, then proposes by expected improvement."""
 
     def __init__(
         self,
@@ -114,19 +114,20 @@ class GpSampler(BaseSampler):
         return {name: domain.draw(float(self._rng.random())) for name, domain in self._space.domains.items()}
 
     def _first(self, points: Array, seen: Array) -> int:
-        """Before there is a model: of some that the prior favours, the farthest from all others.
+        """Before there is a model: of some that are drawn what the prior favours and is far from `seen`.
 
         What earlier studies favour is the first.
         """
         expected = self._prior(points)
         if not len(seen) and self._known_before:
             return int(np.argmin(expected))
-        favoured = np.flatnonzero(expected <= np.quantile(expected, _FAVOURED))
-        drawn = self._rng.choice(favoured, size=min(_DRAWN_FIRST, len(favoured)), replace=False)
-        if not len(seen):
-            return int(drawn[0])
-        away = distances(points[drawn], seen, self._encoding.unordered).sum(axis=-1).min(axis=1)
-        return int(drawn[away.argmax()])
+        most = _DRAWN_NEXT if len(seen) else _DRAWN_FIRST
+        drawn = self._rng.choice(len(points), size=min(most, len(points)), replace=False)
+        rank = rankdata(expected[drawn])
+        if len(seen):
+            away = distances(points[drawn], seen, self._encoding.unordered).sum(axis=-1).min(axis=1)
+            rank += rankdata(-away)
+        return int(drawn[rank.argmin()])
 
     def _promising(self, points: Array, seen: Array, losses: Array) -> int:
         """The candidate of the highest expected improvement that may well work, the running ones believed.

@@ -11,20 +11,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import t as student_t
 
-from tuner.analysis.confirmation import EQUAL
+from tuner.analysis.confirmation import EQUAL, SURE_AT_EACH_LOOK
 from tuner.objective import HARD_SLO_TIER
 from tuner.plan import FINALISTS
 from tuner.search.surrogate import expected_improvement
 
-# Of a gain, before no more is measured: strict, because it is asked again after each repeat. With this level
-# at each of ten looks, chance is called a gain in 1 of 20 studies all the same (Pocock 1977, table 1).
-_SURE = 0.99
 _NEGLIGIBLE = EQUAL / 2  # share of the score that a wrong choice between two may be expected to cost
 
 
 def due(
     candidates: Sequence[str],
     runs: Mapping[str, Sequence[float]],
+    under_way: Mapping[str, int],
     repeated: Mapping[str, int],
     *,
     rounds: int,
@@ -33,11 +31,12 @@ def due(
 ) -> str | None:
     """The key of the configuration to measure again; None where enough is known.
 
-    `runs` are the losses of each configuration so far, its first one included; `repeated` counts the repeats
-    that were begun. In each of `rounds` the baseline is due once, then `FINALISTS` times whichever of the
-    leader and its strongest rival was measured less: who these are is asked anew each time, for a lucky one
-    falls back when it is repeated, and one that fails is out. Then up to `spare` more, while two that matter
-    cannot be told apart. `baseline` is None where it would only fail.
+    `runs` are the losses of each configuration so far, its first one included, `under_way` how many more are
+    awaited; `repeated` counts the repeats that were begun since the search ended. In each of `rounds` the
+    baseline is due once, then `FINALISTS` times whichever of the leader and its strongest rival was measured
+    less: who these are is asked anew each time, for a lucky one falls back when it is repeated, and one that
+    fails is out. Then up to `spare` more, while two that matter cannot be told apart. `baseline` is None
+    where it would only fail.
     """
     in_round, begun = min(FINALISTS, len(candidates)), sum(repeated.values())
     of_baseline = 0 if baseline is None else repeated.get(baseline, 0)
@@ -47,11 +46,11 @@ def due(
         return None
     if baseline is not None and of_baseline < rounds and of_baseline * in_round <= of_others:
         return baseline
-    field = _Field(runs, repeated)
+    field = _Field(runs, under_way, baseline)
     if of_others < rounds * in_round:
         return field.less_measured(*field.leading(candidates))
     planned = rounds * (in_round + (baseline is not None))
-    pair = field.undecided(candidates, baseline) if begun < planned + spare else None
+    pair = field.undecided(candidates) if begun < planned + spare else None
     return field.less_measured(*pair) if pair else None
 
 
@@ -63,13 +62,20 @@ def _sound(losses: Sequence[float]) -> bool:
 class _Field:
     """The configurations by the means of their runs; those that are under way count as runs already."""
 
-    def __init__(self, runs: Mapping[str, Sequence[float]], repeated: Mapping[str, int]) -> None:
+    def __init__(
+        self, runs: Mapping[str, Sequence[float]], under_way: Mapping[str, int], baseline: str | None
+    ) -> None:
+        self._runs, self._baseline = runs, baseline
         self._mean = {key: float(np.mean(own)) for key, own in runs.items()}
-        self._count = {key: 1 + repeated.get(key, 0) for key in runs}
-        sound = [np.array(own) for own in runs.values() if _sound(own)]
-        squares = sum(float(((own - own.mean()) ** 2).sum()) for own in sound)
-        self._freedom = sum(len(own) - 1 for own in sound)
+        self._count = {key: len(own) + under_way.get(key, 0) for key, own in runs.items()}
+        fair = [np.array(self._fair(key)) for key in runs if _sound(runs[key])]
+        squares = sum(float(((own - own.mean()) ** 2).sum()) for own in fair if len(own))
+        self._freedom = sum(len(own) - 1 for own in fair if len(own))
         self._deviation = math.sqrt(squares / self._freedom) if self._freedom else math.nan
+
+    def _fair(self, key: str) -> Sequence[float]:
+        """The runs that a configuration was not picked for, from which the answer has its gain."""
+        return self._runs[key][key != self._baseline :]
 
     def less_measured(self, leader: str, rival: str) -> str:
         """The one of both that was measured less."""
@@ -81,7 +87,7 @@ class _Field:
         others = [key for key in keys if key != leader] or [leader]
         return leader, min(others, key=lambda key: self._behind(key, leader) / self._blur(key, leader))
 
-    def undecided(self, keys: Sequence[str], baseline: str | None) -> tuple[str, str] | None:
+    def undecided(self, keys: Sequence[str]) -> tuple[str, str] | None:
         """The leader and what it cannot be told apart from; None where enough is known.
 
         A rival counts by the gain that is expected of taking it instead, should it turn out better; the
@@ -94,8 +100,8 @@ class _Field:
         rival = max(lost, key=lost.__getitem__, default=leader)
         if lost.get(rival, 0.0) > _NEGLIGIBLE:
             return leader, rival
-        if baseline is not None and EQUAL < self._behind(baseline, leader) < self._chance(baseline, leader):
-            return leader, baseline
+        if self._baseline is not None and self._may_be_chance(leader, self._baseline):
+            return leader, self._baseline
         return None
 
     def _expected_loss(self, leader: str, rival: str) -> float:
@@ -103,10 +109,14 @@ class _Field:
         error = np.array(max(self._deviation * self._blur(rival, leader), 1e-12))
         return float(expected_improvement(np.array(self._behind(rival, leader)), error, 0.0))
 
-    def _chance(self, baseline: str, leader: str) -> float:
-        """Up to where a gain may be chance: the half width of its interval."""
-        quantile = float(student_t.ppf((1 + _SURE) / 2, self._freedom))
-        return quantile * self._deviation * self._blur(baseline, leader)
+    def _may_be_chance(self, leader: str, baseline: str) -> bool:
+        """Whether a gain that would be worth having lies within its interval, as the answer will have it."""
+        ours, theirs = self._fair(leader), self._fair(baseline)
+        if not ours:
+            return True
+        gain = float(np.mean(theirs)) - float(np.mean(ours))
+        quantile = float(student_t.ppf((1 + SURE_AT_EACH_LOOK) / 2, self._freedom))
+        return EQUAL < gain < quantile * self._deviation * math.sqrt(1 / len(ours) + 1 / len(theirs))
 
     def _behind(self, key: str, leader: str) -> float:
         return self._mean[key] - self._mean[leader]

@@ -80,7 +80,8 @@ class StudySearcher(Searcher):
         self._given_up: set[str] = set()
         self._asked = self._numbered = self._searched = self._repeats = 0
         self._asked_in_a_row = _ASKED_IN_A_ROW
-        self._repeated: Counter[str] = Counter()  # by configuration: its repeats that were begun
+        self._repeated: Counter[str] = Counter()  # by configuration: its repeats since the search ended
+        self._stopped: set[str] = set()  # which were not seen to their end, and lose
 
     @property
     def planned(self) -> int:
@@ -108,11 +109,14 @@ class StudySearcher(Searcher):
         for trial in past.trials:  # in the order in which they ended
             if self.stopping and trial.whole:
                 self.stopping.finished(trial.curve)
-            if trial.kind == "confirm":
-                self._repeated[config_key(trial.config)] += 1
-                self._runs[config_key(trial.config)].append(trial.losses[0])
-            else:
+            if trial.kind != "confirm":
                 self._remember(trial)
+            elif (
+                key := config_key(trial.config)
+            ) in self._runs:  # else its first run cannot be read any more
+                self._repeated[key] += 1
+                self._runs[key].append(trial.losses[0])
+                self._end.took(gpus=self._counted(trial.gpus), duration_s=trial.duration_s)
 
     def _remember(self, trial: PastTrial) -> None:
         key, result = config_key(trial.config), dict(zip(self._metrics, trial.losses, strict=True))
@@ -121,9 +125,9 @@ class StudySearcher(Searcher):
             return
         self._searched += 1
         self._baseline_due &= trial.kind != "baseline"
-        gpus = trial.gpus if self._queue.capacity.counts_gpus else 0
+        gpus = self._counted(trial.gpus)
         self._end.ended(self._progress(self._losses[key]), gpus=gpus, duration_s=trial.duration_s)
-        self._measured[key], self._runs[key] = dict(trial.config), [self._losses[key][METRIC]]
+        self._measure(key, dict(trial.config), trial.share)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
@@ -149,21 +153,28 @@ class StudySearcher(Searcher):
             return
         pending = self._queue.ended(trial_id)
         suggestion, losses = pending.suggestion, self._final(result)
+        gpus = self._counted(self._queue.capacity.needs(suggestion.config))
+        duration_s = float(result.get(ELAPSED, 0.0))
         if suggestion.kind == "confirm":
             self._runs[suggestion.key].append(losses[METRIC])
+            self._end.took(gpus=gpus, duration_s=duration_s)
             return
-        duration_s = float(result.get(ELAPSED, 0.0))
-        self._end.ended(self._progress(losses), gpus=self._gpus(suggestion.config), duration_s=duration_s)
+        self._end.ended(self._progress(losses), gpus=gpus, duration_s=duration_s)
         self._losses[suggestion.key] = losses
-        self._measured[suggestion.key] = suggestion.config
-        self._runs[suggestion.key] = [losses[METRIC]]
+        self._measure(suggestion.key, suggestion.config, float(result.get(SHARE, 1.0)))
         for inner_id in pending.inner_ids:
             self._tell(inner_id, losses)
 
-    def _gpus(self, config: Config) -> int:
+    def _measure(self, key: str, config: Config, share: float) -> None:
+        """Takes note of a first run, of which that share was seen; what is repeated is then asked anew."""
+        self._measured[key], self._runs[key] = config, [self._losses[key][METRIC]]
+        if share < 1:
+            self._stopped.add(key)
+        self._repeated.clear()
+
+    def _counted(self, gpus: int) -> int:
         """How many GPUs a trial holds; none where CPUs are counted."""
-        capacity = self._queue.capacity
-        return capacity.needs(config) if capacity.counts_gpus else 0
+        return gpus if self._queue.capacity.counts_gpus else 0
 
     def _give_up(self, pending: Pending) -> None:
         """A trial that was lost again and again cost no trial, and is not proposed again."""
@@ -208,26 +219,28 @@ class StudySearcher(Searcher):
     def _to_repeat(self) -> Config | None:
         """What is measured again next; None where all is told, or nothing beats the baseline."""
         defaults, several = config_key({}), len(self._metrics) > 1
-        ranked = [key for key in self._ranked() if key != defaults]
+        ranked = [key for key in self._ranked() if key != defaults and (several or key not in self._stopped)]
         served = self._losses.get(defaults, {}).get(METRIC, math.inf) < FAILED_TIER  # else it would only fail
         self._repeats = self.rounds * (min(FINALISTS, len(ranked)) + served) if ranked else 0
+        under_way = Counter(pending.suggestion.key for pending in self._queue)
         key = due(
             ranked[:FINALISTS] if several else ranked,
             self._runs,
+            under_way,
             self._repeated,
             rounds=self.rounds,
             baseline=defaults if served else None,
-            spare=0 if several else self._spare(),
+            spare=0 if several else self._spare(under_way.total()),
         )
         if key is None:
             return None
         self._repeated[key] += 1
         return self._measured[key]
 
-    def _spare(self) -> int:
+    def _spare(self, under_way: int) -> int:
         """Trials that are left over for more repeats, as the search has ended before its budget was spent."""
-        beyond = self._repeated.total() - self._repeats + 1
-        return self.budget - self._searched if self.ended_early and self._end.affords(beyond) else 0
+        left = self.budget - self._searched if self.ended_early else 0
+        return left if self._end.affords(1 + under_way) else 0
 
     def _ranked(self) -> list[str]:
         """The keys of the configurations that may be recommended, the best first.
