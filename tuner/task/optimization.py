@@ -112,8 +112,8 @@ class Optimization(Section):
         2,
         ge=0,
         le=20,
-        description="Rounds at the end in which the two best and the baseline are measured again, and more "
-        "where that does not tell them apart and trials are left over.",
+        description="Rounds at the end in which the leaders and the baseline are measured again, and more "
+        "where that cannot tell them apart and trials are left over.",
     )
 
     @property
