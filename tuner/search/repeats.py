@@ -75,7 +75,7 @@ class _Field:
 
     def _fair(self, key: str) -> Sequence[float]:
         """The runs that a configuration was not picked for, from which the answer has its gain."""
-        return self._runs[key][key != self._baseline :]
+        return self._runs[key] if key == self._baseline else self._runs[key][1:]
 
     def less_measured(self, leader: str, rival: str) -> str:
         """The one of both that was measured less."""
