@@ -24,15 +24,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t as student_t
 from search_quality import Surface
 
 from tuner.analysis.answer import CONFIDENCE
-from tuner.analysis.confirmation import EQUAL, SURE_AT_EACH_LOOK
+from tuner.analysis.confirmation import EQUAL, SURE_AT_EACH_LOOK, half_width, pooled
+from tuner.plan import FINALISTS
 from tuner.search.repeats import due
 
 MEASURED = 24  # of the best configurations, once each
-ROUNDS, FINALISTS = 3, 2
+ROUNDS = 3
 SPARE = (0, 6, 16)  # further repeats that are left over, where they are needed
 BASELINE, STUDY_ROUNDS = "baseline", 2
 
@@ -69,14 +69,14 @@ def told(gain: float, count: int, spare: int, noise: float, rng: np.random.Gener
     if not repeated:
         return False, 0
     best = min(repeated.keys() - {BASELINE}, key=lambda key: float(np.mean(runs[key])))
-    fair = {key: np.array(runs[key][key != BASELINE :]) for key in repeated}
-    freedom = sum(len(own) - 1 for own in fair.values())
-    deviation = math.sqrt(sum(float(((own - own.mean()) ** 2).sum()) for own in fair.values()) / freedom)
+    fair = {key: runs[key] if key == BASELINE else runs[key][1:] for key in repeated}
     measured_on = repeated.total() > STUDY_ROUNDS * (FINALISTS + 1)
     sure = SURE_AT_EACH_LOOK if measured_on else CONFIDENCE
-    error = deviation * math.sqrt(1 / len(fair[best]) + 1 / len(fair[BASELINE]))
-    share = float(fair[BASELINE].mean() - fair[best].mean())
-    return share > max(math.log1p(EQUAL), student_t.ppf((1 + sure) / 2, freedom) * error), repeated.total()
+    noise_seen = pooled(fair.values())
+    assert noise_seen is not None
+    chance = half_width(noise_seen, len(fair[best]), len(fair[BASELINE]), sure)
+    share = float(np.mean(fair[BASELINE]) - np.mean(fair[best]))
+    return share > max(math.log1p(EQUAL), chance), repeated.total()
 
 
 def gains(draws: int) -> Table:

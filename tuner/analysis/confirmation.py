@@ -6,7 +6,7 @@ The best of many single measurements is partly lucky; repeats that were made aft
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,21 +165,26 @@ def _logs(trials: Sequence[Trial]) -> list[float]:
 
 def _margin(groups: Mapping[str, list[Trial]], one: str, two: str, confidence: float) -> float | None:
     noise = deviation(list(groups.values()))
-    if noise is None:
-        return None
-    error = noise[0] * math.sqrt(1 / len(groups[one]) + 1 / len(groups[two]))
-    return float(student_t.ppf((1 + confidence) / 2, noise[1])) * error
+    return None if noise is None else half_width(noise, len(groups[one]), len(groups[two]), confidence)
 
 
 def deviation(every: Sequence[Sequence[Trial]]) -> tuple[float, int] | None:
-    """The standard deviation of log(objective) between runs of one configuration, pooled over `every` one.
+    """The `pooled` standard deviation of log(objective) between runs of one configuration."""
+    return pooled([_logs(runs) for runs in every])
 
-    With its degrees of freedom; None where nothing was run twice.
-    """
-    logs = [np.array(_logs(runs)) for runs in every]
-    freedom = sum(len(own) - 1 for own in logs)
-    squares = sum(float(((own - own.mean()) ** 2).sum()) for own in logs)
+
+def pooled(groups: Iterable[Sequence[float]]) -> tuple[float, int] | None:
+    """The standard deviation within `groups`, with its degrees of freedom; None where none has two values."""
+    every = [np.array(own) for own in groups if len(own)]
+    freedom = sum(len(own) - 1 for own in every)
+    squares = sum(float(((own - own.mean()) ** 2).sum()) for own in every)
     return (math.sqrt(squares / freedom), freedom) if freedom > 0 else None
+
+
+def half_width(noise: tuple[float, int], one: int, two: int, confidence: float) -> float:
+    """Of Student's interval of the difference of two means, of `one` and `two` values; `noise` as pooled."""
+    quantile = float(student_t.ppf((1 + confidence) / 2, noise[1]))
+    return quantile * noise[0] * math.sqrt(1 / one + 1 / two)
 
 
 def runs_of(results: StudyResults) -> dict[str, list[Trial]]:

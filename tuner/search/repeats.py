@@ -9,9 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import t as student_t
 
-from tuner.analysis.confirmation import EQUAL, SURE_AT_EACH_LOOK
+from tuner.analysis.confirmation import EQUAL, SURE_AT_EACH_LOOK, half_width, pooled
 from tuner.objective import HARD_SLO_TIER
 from tuner.plan import FINALISTS
 from tuner.search.surrogate import expected_improvement
@@ -68,10 +67,7 @@ class _Field:
         self._runs, self._baseline = runs, baseline
         self._mean = {key: float(np.mean(own)) for key, own in runs.items()}
         self._count = {key: len(own) + under_way.get(key, 0) for key, own in runs.items()}
-        fair = [np.array(self._fair(key)) for key in runs if _sound(runs[key])]
-        squares = sum(float(((own - own.mean()) ** 2).sum()) for own in fair if len(own))
-        self._freedom = sum(len(own) - 1 for own in fair if len(own))
-        self._deviation = math.sqrt(squares / self._freedom) if self._freedom else math.nan
+        self._noise = pooled(self._fair(key) for key in runs if _sound(runs[key]))
 
     def _fair(self, key: str) -> Sequence[float]:
         """The runs that a configuration was not picked for, from which the answer has its gain."""
@@ -94,29 +90,29 @@ class _Field:
         baseline, where a gain that would be worth having may be chance.
         """
         leader, _ = self.leading(keys)
-        if not self._freedom:
+        if self._noise is None:
             return None
-        lost = {key: self._expected_loss(leader, key) for key in keys if key != leader}
+        deviation, _ = self._noise
+        lost = {key: self._expected_loss(leader, key, deviation) for key in keys if key != leader}
         rival = max(lost, key=lost.__getitem__, default=leader)
         if lost.get(rival, 0.0) > _NEGLIGIBLE:
             return leader, rival
-        if self._baseline is not None and self._may_be_chance(leader, self._baseline):
+        if self._baseline is not None and self._may_be_chance(leader, self._baseline, self._noise):
             return leader, self._baseline
         return None
 
-    def _expected_loss(self, leader: str, rival: str) -> float:
+    def _expected_loss(self, leader: str, rival: str, deviation: float) -> float:
         """By taking the leader, should the rival be better; a share of the score."""
-        error = np.array(max(self._deviation * self._blur(rival, leader), 1e-12))
+        error = np.array(max(deviation * self._blur(rival, leader), 1e-12))
         return float(expected_improvement(np.array(self._behind(rival, leader)), error, 0.0))
 
-    def _may_be_chance(self, leader: str, baseline: str) -> bool:
+    def _may_be_chance(self, leader: str, baseline: str, noise: tuple[float, int]) -> bool:
         """Whether a gain that would be worth having lies within its interval, as the answer will have it."""
         ours, theirs = self._fair(leader), self._fair(baseline)
         if not ours:
             return True
         gain = float(np.mean(theirs)) - float(np.mean(ours))
-        quantile = float(student_t.ppf((1 + SURE_AT_EACH_LOOK) / 2, self._freedom))
-        return EQUAL < gain < quantile * self._deviation * math.sqrt(1 / len(ours) + 1 / len(theirs))
+        return EQUAL < gain < half_width(noise, len(ours), len(theirs), SURE_AT_EACH_LOOK)
 
     def _behind(self, key: str, leader: str) -> float:
         return self._mean[key] - self._mean[leader]
