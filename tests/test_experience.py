@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -147,20 +146,28 @@ def test_the_best_of_earlier_trials_are_measured_first() -> None:
         assert flags[:2] == ranked[:2]
 
 
-def test_a_prior_that_misleads_loses_its_weight() -> None:
+def test_a_prior_that_misleads_loses_its_weight_and_any_fades() -> None:
     task = make_task({"parameters": LISTS})
     encoding = encode(task.space, integers=optuna_integers)
-    prior = Prior([some(60, 0)], encoding)
-    configs = [config for config, _ in some(15, 3)]
-    points = encoding.points(configs)
-    said, spread = prior(points), float(prior(points).std())
-    true = np.array([bowl_of(config) for config in configs])
-    assert prior.weight(points[:1], true[:1], spread) == pytest.approx(1.0)
-    assert prior.weight(points, true, spread) == pytest.approx(1.0, abs=0.3)
-    assert prior.weight(points, 3 * said, spread) > 2
-    assert prior.weight(points, -said, spread) == 0.0
-    assert 0 < prior.weight(points, np.zeros(15), spread) < 0.3
-    assert math.isfinite(float(prior(points).mean()))
+    every = encoding.points(list(task.space.grid()))
+    points = encoding.points([config for config, _ in some(4, 3)])
+    nothing, prior = Prior(task.space, encoding), Prior(task.space, encoding, [some(60, 0)])
+    first = prior(every)
+    assert np.corrcoef(first, [bowl_of(config) for config in task.space.grid()])[0, 1] > 0.8
+
+    def left(count: int, losses: np.ndarray) -> float:
+        """How much of what was known `count` trials leave."""
+        prior.told(points[:count], losses[:count], every)
+        known = np.ptp(prior(every) - nothing(every))
+        return float(known / np.ptp(first)) if known > 1e-9 else 0.0
+
+    said = prior(points)
+    by_count = [left(count, said) for count in (1, 2, 3, 4)]
+    assert by_count == sorted(by_count, reverse=True) and by_count[-1] > 0.2
+    assert left(4, 3 * said) > by_count[-1] > left(4, np.zeros(4)) > left(4, -said)
+    many = encoding.points([config for config, _ in some(10, 4)])
+    prior.told(many, np.arange(10.0), every)
+    assert np.array_equal(prior(every), nothing(every))
 
 
 @pytest.mark.parametrize(

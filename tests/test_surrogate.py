@@ -11,7 +11,7 @@ from scipy.optimize import approx_fprime
 
 from tuner.search.encoding import encode, optuna_integers
 from tuner.search.feasibility import chance
-from tuner.search.prior import Ends
+from tuner.search.prior import Prior
 from tuner.search.surrogate import (
     GaussianProcess,
     _cost,
@@ -140,7 +140,7 @@ def test_ends_of_long_lists_and_of_ranges_are_expected_to_lose_and_others_are_no
     usual = {"long": 4, "short": 2, "words": "c", "range": 0.5}
 
     def of(**changes: Value) -> float:
-        return float(Ends(space, encoding)(encoding.points([{**usual, **changes}]))[0])
+        return float(Prior(space, encoding)(encoding.points([{**usual, **changes}]))[0])
 
     assert of(long=1) == of(long=16) > of(long=2) > of() == 0
     assert of(range=1.0) == of(range=0.0) > 0

@@ -23,7 +23,7 @@ from tuner.experience import Known
 from tuner.objective import HARD_SLO_TIER
 from tuner.search.encoding import Encoding
 from tuner.search.feasibility import chance
-from tuner.search.prior import Ends, Prior
+from tuner.search.prior import Prior
 from tuner.search.surrogate import Array, GaussianProcess, distances, expected_improvement
 from tuner.search.warp import Warp
 from tuner.space import SearchSpace, Value, config_key
@@ -38,7 +38,10 @@ Config = dict[str, Value]
 
 
 class GpSampler(BaseSampler):
-    """Spreads `n_initial` points, where the prior favours them, then proposes by expected improvement."""
+    """Spreads `n_initial` points, where the prior favours them, then proposes by expected improvement.
+
+    Where `known` is told from elsewhere, one point, the best by it, is enough to begin with.
+    """
 
     def __init__(
         self,
@@ -48,17 +51,17 @@ class GpSampler(BaseSampler):
         *,
         n_initial: int,
         seed: int,
-        priors: Sequence[Known] = (),
+        known: Sequence[Known] = (),
     ) -> None:
         self._space, self._encoding = space, encoding
         self._distributions = dict(distributions)
-        self._n_initial = max(n_initial, 2)
+        self._n_initial = 1 if known else max(n_initial, 2)
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._model = GaussianProcess(encoding.unordered)
         self._listed = self._enumerated()
-        self._known_before = bool(priors)
-        self._prior: Prior | Ends = Prior(priors, encoding) if priors else Ends(space, encoding)
+        self._known_before = bool(known)
+        self._prior = Prior(space, encoding, known)
         self.expected_gain: float | None = None  # of the last point that a model chose: a share
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -142,12 +145,10 @@ class GpSampler(BaseSampler):
         if not worked.any():
             return int(self._rng.choice(np.flatnonzero(works >= works.max() - 1e-9)))
         points_worked, losses = told[worked], losses[worked]
+        self._prior.told(points_worked, losses, points)
         expected, known = self._prior(points), self._prior(points_worked)
-        weight = self._prior.weight(points_worked, losses, float(expected.std()))
-        expected, known = weight * expected, weight * known
         unexpected = losses - known
-        if not self._known_before:  # else what contradicts earlier studies most would look best
-            unexpected = Warp.of(unexpected)(unexpected)
+        unexpected = Warp.of(unexpected)(unexpected)
         count = len(losses)
         search = count <= _ALWAYS_SEARCHED or count % _EVERY == 0
         self._model.fit(points_worked, unexpected, search=search)

@@ -1,8 +1,8 @@
 """What one expects of a configuration before anything is measured, until trials say otherwise.
 
-`Prior` is what earlier studies and the simulator lead one to expect; `Ends`, where nothing is known, that
-the ends of a long list or of a range are seldom best. Either is the mean function of the Gaussian process
-(Rasmussen & Williams 2006, section 2.7): the process models what differs from it.
+It is the mean function of the Gaussian process (Rasmussen & Williams 2006, section 2.7), which models what
+differs from it. What is known of no space in particular is that the ends of a long list or of a range are
+seldom best; earlier studies and the simulator say more at first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from tuner.search.encoding import Encoding
 from tuner.search.surrogate import Array, GaussianProcess
 from tuner.space import SearchSpace
 
-_WORTH = 3.0  # trials that the prior's own weight of 1 counts for
+# Trials in which what is known from elsewhere fades to nothing: it tells where to look first, and little of
+# the shape of what is there. On surfaces that teach one another, 4 to 15 differ by no more than chance.
+_FADES_IN = 6
+_WORTH = 3.0  # trials that its own weight of 1 counts for
 _MOST_FITTED = 150  # of one study's configurations
 # On eleven measured surfaces, a parabola fitted to the effect of an ordered parameter of five or more values
 # is 1.2 ± 0.2 higher at the ends than in the middle (of 17 such parameters, 15 higher); of fewer, 0.2 ± 0.1.
@@ -25,47 +28,47 @@ _ENDS = 0.5  # with care: less than half of it
 _LONG = 5
 
 
-class Ends:
-    """That the ends lose: a parabola over the parameters of many ordered values, the same for all of them."""
+class Prior:
+    """What each of `knowns` says, in the mean, and as that fades, that the ends lose."""
 
-    def __init__(self, space: SearchSpace, encoding: Encoding) -> None:
+    def __init__(self, space: SearchSpace, encoding: Encoding, knowns: Sequence[Known] = ()) -> None:
         self._long = np.array(
             [code.ordered and space.domains[name].size() >= _LONG for name, code in encoding.codes.items()],
             dtype=bool,
         )
+        self._models = [_model(known[:_MOST_FITTED], encoding) for known in knowns]
+        self._weight, self._left = (1.0, 1.0) if knowns else (0.0, 0.0)
 
     def __call__(self, points: Array) -> Array:
-        """What is expected at `points`, (points, parameters): a loss each."""
+        """What is expected at `points`, (points, parameters): a loss each, but for a constant."""
+        expected = (1 - self._left) * self._ends(points)
+        return expected + self._weight * self._known(points) if self._weight else expected
+
+    def told(self, points: Array, losses: Array, every: Array) -> None:
+        """Weighs what was known by the losses measured at `points`; `every` are those of the whole space.
+
+        A ridge regression towards 1: its weight rises and falls as the losses rise with what was known, to
+        none at the least, and then fades.
+        """
+        if not self._models:
+            return
+        self._left = max(0.0, 1 - len(losses) / _FADES_IN)
+        said, told = self._known(points), losses - losses.mean()
+        said -= said.mean()
+        worth = _WORTH * float(self._known(every).var())
+        weight = (worth + said @ told) / (worth + said @ said) if worth else 0.0
+        self._weight = self._left * max(0.0, float(weight))
+
+    def _known(self, points: Array) -> Array:
+        said: Array = np.mean([model.predict(points)[0] for model in self._models], axis=0)
+        return said
+
+    def _ends(self, points: Array) -> Array:
+        """A parabola over the parameters of many ordered values, the same for all of them."""
         if not self._long.any():
             return np.zeros(len(points))
         parabola: Array = _ENDS * ((2 * points[:, self._long] - 1) ** 2).mean(axis=1)
         return parabola
-
-    def weight(self, points: Array, losses: Array, spread: float) -> float:
-        """1: it is small enough for trials to overrule it."""
-        return 1.0
-
-
-class Prior:
-    """The mean of what each of `knowns` says, as losses around zero; it fades as trials contradict it."""
-
-    def __init__(self, knowns: Sequence[Known], encoding: Encoding) -> None:
-        self._models = [_model(known[:_MOST_FITTED], encoding) for known in knowns]
-
-    def __call__(self, points: Array) -> Array:
-        """What is expected at `points`, (points, parameters): a loss each, less their mean."""
-        said: Array = np.mean([model.predict(points)[0] for model in self._models], axis=0)
-        return said
-
-    def weight(self, points: Array, losses: Array, spread: float) -> float:
-        """By how much to multiply it: 1 at first, then as the losses measured at `points` rise with it.
-
-        A ridge regression towards 1; `spread` is the prior's standard deviation over the whole space.
-        """
-        said = self(points)
-        said, told = said - said.mean(), losses - losses.mean()
-        worth = _WORTH * spread**2
-        return max(0.0, float((worth + said @ told) / (worth + said @ said))) if spread > 0 else 0.0
 
 
 def _model(known: Known, encoding: Encoding) -> GaussianProcess:

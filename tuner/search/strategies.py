@@ -178,7 +178,7 @@ def _modelled(
     elif sampler == "gp":
         named = "n_initial_random" in options.model_fields_set
         initial = options.n_initial_random if named else GP_INITIAL
-        process = GpSampler(space, encoding, distributions, n_initial=initial, seed=seed, priors=priors)
+        process = GpSampler(space, encoding, distributions, n_initial=initial, seed=seed, known=priors)
         drawn, gain = process, lambda: process.expected_gain
     elif sampler == "cmaes":
         drawn = _evolution(options.n_initial_random, seed)
