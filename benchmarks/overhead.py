@@ -43,7 +43,8 @@ from tuner.capacity import Capacity, Node
 from tuner.cluster import cluster
 from tuner.evaluate import evaluate
 from tuner.rig import rig
-from tuner.search import ELAPSED, make_searcher
+from tuner.search import make_searcher
+from tuner.suggestion import ELAPSED
 from tuner.task import Task, make_task
 
 GPUS = 8

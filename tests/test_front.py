@@ -13,7 +13,8 @@ from tuner.analysis import summary
 from tuner.analysis.front import from_the_knee, front
 from tuner.errors import TaskError, UsageError
 from tuner.experience import Experience
-from tuner.search import make_searcher, metric_names
+from tuner.search import make_searcher
+from tuner.suggestion import metric_names
 from tuner.task import make_task
 
 POINTS = st.lists(st.lists(st.floats(-9, 9), min_size=2, max_size=2), min_size=1, max_size=9)

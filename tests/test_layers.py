@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "base": "errors registry secrets",
     "domain": "task space scenarios workload levels prompts datasets vocabulary metrics objective failures "
-    "plan stopping progress analysis",
+    "plan stopping suggestion progress analysis",
     "adapters": "engines load results report export",
     "compose": "measure evaluate rows past accelerators capacity rig predict experience forecast calibrate "
     "bench check verify publish standing overview",
@@ -193,6 +193,8 @@ def test_every_engine_in_the_table_is_there() -> None:
             "tuner.live",
             "ray optuna hyperopt",
         ),
+        ("tuner.trial", "optuna hyperopt scipy matplotlib"),  # each trial's process pays for it
+        ("tuner.study", "hyperopt scipy.stats"),
     ],
 )
 def test_what_an_import_does_not_bring_along(modules: str, absent: str) -> None:

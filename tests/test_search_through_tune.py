@@ -12,8 +12,9 @@ import pytest
 from contracts.strategy_contract import Game, bowl, corners
 from ray import tune
 
-from tuner.search import METRIC, MODE, SHARE, make_searcher
+from tuner.search import make_searcher
 from tuner.space import config_key
+from tuner.suggestion import METRIC, MODE, SHARE
 from tuner.task import make_task
 
 LISTS = {"x": list(range(8)), "y": list(range(8)), "z": ["a", "b", "c"]}

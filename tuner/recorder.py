@@ -32,8 +32,8 @@ from tuner.progress import Place, StudyProgress
 from tuner.report.words import config_text
 from tuner.results import ResultStore
 from tuner.rows import TrialInfo, record
-from tuner.search import ATTEMPTS, ELAPSED, METRIC, PLACED, SHARE, Suggestion
 from tuner.secrets import known, plain
+from tuner.suggestion import ATTEMPTS, ELAPSED, METRIC, PLACED, SHARE, Suggestion
 from tuner.task import Task
 
 LOG = logging.getLogger("tuner.study")

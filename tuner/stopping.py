@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 # On eleven measured surfaces searches take 21 of 30 trials so, and 1 in 200 misses what it would have found;
 # with 6 in a row 20 trials, and 3 in 100, with 8 22 trials, and none of 220.
@@ -48,7 +48,7 @@ class EarlyStopping:
         if len(changes) < LEAST_TRIALS:
             return None
         mean, spread = float(changes.mean()), max(float(changes.std(ddof=1)), _LEAST_SPREAD)
-        quantile = float(student_t.ppf(_CONFIDENCE, len(changes) - 1))
+        quantile = float(stdtrit(len(changes) - 1, _CONFIDENCE))
         return loss + mean, loss + mean - quantile * spread * math.sqrt(1 + 1 / len(changes))
 
     def hopeless(self, share: float, loss: float) -> bool:

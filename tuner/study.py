@@ -30,10 +30,11 @@ from tuner.progress import StudyProgress
 from tuner.recorder import LOG, Recorder
 from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root, new_study_name
 from tuner.rig import calibrated, rig
-from tuner.search import METRIC, MODE, LosingTrials, StudySearcher, make_searcher
+from tuner.search import LosingTrials, StudySearcher, make_searcher
 from tuner.secrets import redacted, referenced
 from tuner.sharing import Sharing
 from tuner.standing import Journal, State
+from tuner.suggestion import METRIC, MODE
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 

@@ -27,7 +27,7 @@ from tuner.objective import FAILED_TIER as UNKNOWN
 from tuner.results import data_home
 from tuner.rig import Rig, rig
 from tuner.rows import TrialInfo, this_node
-from tuner.search import ELAPSED, PLACED, SHARE, metric_names
+from tuner.suggestion import ELAPSED, PLACED, SHARE, metric_names
 from tuner.task import Task
 
 NODE_ID = "ray.io/node-id"  # a label that every node has

@@ -15,8 +15,9 @@ from ray.tune.search import Searcher
 from tuner.capacity import Capacity, Node
 from tuner.failures import Cause, Failure, Stage
 from tuner.past import Past, PastTrial
-from tuner.search import ATTEMPTS, PLACED, StudySearcher, make_searcher
+from tuner.search import StudySearcher, make_searcher
 from tuner.space import config_key
+from tuner.suggestion import ATTEMPTS, PLACED
 from tuner.task import Task, make_task
 
 Flags = Mapping[str, Any]

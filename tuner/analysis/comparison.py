@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from tuner.analysis.answer import CONFIDENCE, REQUEST_COLUMNS, STARTS_DIFFER, Summary, summary
 from tuner.analysis.confirmation import deviation, runs_of
@@ -220,7 +220,7 @@ class _Judge:
         half = None
         if self._noise is not None:
             error, freedom = self._noise
-            wide = float(student_t.ppf(1 - (1 - CONFIDENCE) / (2 * among), freedom))
+            wide = float(stdtrit(freedom, 1 - (1 - CONFIDENCE) / (2 * among)))
             half = wide * error * math.sqrt(1 / len(one) + 1 / len(two))
         return self.of_gap(_mean(two) - _mean(one), half)
 
@@ -253,7 +253,7 @@ def _in_common(judge: _Judge) -> tuple[tuple[Shared, ...], Ratio | None]:
     gaps = np.array([_mean(two[key]) - _mean(one[key]) for key in keys])
     half = None
     if len(gaps) > 1:
-        wide = float(student_t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1))
+        wide = float(stdtrit(len(gaps) - 1, (1 + CONFIDENCE) / 2))
         half = wide * float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
     return tuple(shared), judge.of_gap(float(gaps.mean()), half)
 
@@ -277,7 +277,7 @@ def spread(side: Side, trial: Trial | None) -> Spread | None:
     if noise is not None and own:
         repeats = [run for run in own if run["kind"] == "confirm"] or own
         error, freedom = noise
-        wide = float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * error / math.sqrt(len(repeats))
+        wide = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error / math.sqrt(len(repeats))
         return Spread(value * math.exp(-wide), value * math.exp(wide), "repeats")
     name = _STEP_COLUMNS.get(objective_of(side.results).name)
     steps = side.results.steps[side.results.steps["trial"] == trial["trial"]]

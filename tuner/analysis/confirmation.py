@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from tuner.analysis.front import from_the_knee
 from tuner.analysis.trials import (
@@ -98,7 +98,7 @@ def one_more(results: StudyResults, config: Mapping[str, Any], confidence: float
     if noise is None:
         return None
     of_it = len(runs.get(config_key(config), ())) or 1
-    return float(student_t.ppf((1 + confidence) / 2, noise[1])) * noise[0] * math.sqrt(1 + 1 / of_it)
+    return float(stdtrit(noise[1], (1 + confidence) / 2)) * noise[0] * math.sqrt(1 + 1 / of_it)
 
 
 def _favoured(results: StudyResults, groups: Mapping[str, list[Trial]], first: Mapping[str, Trial]) -> str:
@@ -183,7 +183,7 @@ def pooled(groups: Iterable[Sequence[float]]) -> tuple[float, int] | None:
 
 def half_width(noise: tuple[float, int], one: int, two: int, confidence: float) -> float:
     """Of Student's interval of the difference of two means, of `one` and `two` values; `noise` as pooled."""
-    quantile = float(student_t.ppf((1 + confidence) / 2, noise[1]))
+    quantile = float(stdtrit(noise[1], (1 + confidence) / 2))
     return quantile * noise[0] * math.sqrt(1 / one + 1 / two)
 
 

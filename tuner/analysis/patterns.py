@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from tuner.analysis.groups import Group, grouped
 from tuner.analysis.trials import Status, finished, is_true, parameters_of, rows, status
@@ -71,7 +71,7 @@ def effects(trials: pd.DataFrame, parameter: str) -> pd.DataFrame:
     samples = [logs[compared & (np.array(places, dtype=int) == place)] for place in range(len(found))]
     freedom = sum(len(own) - 1 for own in samples if len(own))
     squares = sum(float(((own - own.mean()) ** 2).sum()) for own in samples if len(own))
-    wide = float(student_t.ppf(0.975, freedom)) * math.sqrt(squares / freedom) if freedom else math.nan
+    wide = float(stdtrit(freedom, 0.975)) * math.sqrt(squares / freedom) if freedom else math.nan
     table = []
     for place, (group, own) in enumerate(zip(found, samples, strict=True)):
         mean = float(own.mean()) if len(own) else math.nan

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import rankdata
 
 from tuner.experience import Known
 from tuner.objective import HARD_SLO_TIER
@@ -126,10 +126,10 @@ class GpSampler(BaseSampler):
             return int(np.argmin(expected))
         most = _DRAWN_NEXT if len(seen) else _DRAWN_FIRST
         drawn = self._rng.choice(len(points), size=min(most, len(points)), replace=False)
-        rank = rankdata(expected[drawn])
+        rank = pd.Series(expected[drawn]).rank()
         if len(seen):
             away = distances(points[drawn], seen, self._encoding.unordered).sum(axis=-1).min(axis=1)
-            rank += rankdata(-away)
+            rank += pd.Series(-away).rank()
         return int(drawn[rank.argmin()])
 
     def _promising(self, points: Array, seen: Array, losses: Array) -> int:

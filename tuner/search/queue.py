@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuner.capacity import Capacity
-from tuner.search.trials import ATTEMPTS, Suggestion
+from tuner.suggestion import ATTEMPTS, Suggestion
 
 _MOST, _OVERTAKEN = 4, 8  # suggestions that wait; how often in a row the first of them may be overtaken
 

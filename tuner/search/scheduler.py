@@ -8,8 +8,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuner.objective import HARD_SLO_TIER
-from tuner.search.trials import METRIC, PLACED, SHARE
 from tuner.stopping import EarlyStopping
+from tuner.suggestion import METRIC, PLACED, SHARE
 
 
 class LosingTrials(FIFOScheduler):

@@ -25,9 +25,9 @@ from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
 from tuner.search.queue import Pending, Queue
 from tuner.search.repeats import due
-from tuner.search.trials import ELAPSED, METRIC, MODE, PLACED, SHARE, Config, Losses, Suggestion
 from tuner.space import SearchSpace, config_key
 from tuner.stopping import EarlyStopping, SearchEnd
+from tuner.suggestion import ELAPSED, METRIC, MODE, PLACED, SHARE, Config, Losses, Suggestion
 
 _ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
 _REFUSED_IN_A_ROW = 100  # then the engine refuses everything, and the search ends

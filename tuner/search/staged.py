@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tuner.search.trials import METRIC, MODE
+from tuner.suggestion import METRIC, MODE
 
 SHARE_OF_STAGES = 0.6  # of all trials; the rest search all parameters together
 

@@ -12,7 +12,6 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
-from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
 
 from tuner.errors import UsageError
@@ -23,9 +22,9 @@ from tuner.search.encoding import Code, Encoding, encode, hyperopt_integers, opt
 from tuner.search.gp_sampler import GpSampler
 from tuner.search.searcher import StudySearcher
 from tuner.search.staged import Stage, StagedSearcher, stages_of, trials_of
-from tuner.search.trials import METRIC, MODE, Config, metric_names
 from tuner.space import SearchSpace
 from tuner.stopping import EarlyStopping, SearchEnd
+from tuner.suggestion import METRIC, MODE, Config, metric_names
 from tuner.task import Task
 from tuner.task.model import GPU_FLAGS
 from tuner.task.optimization import Optimization
@@ -161,6 +160,8 @@ def _modelled(
     encoding = encode(space, integers=integers)
     points = [encoding.encode(config) for config in first] or None
     if sampler == "hyperopt":
+        from ray.tune.search.hyperopt import HyperOptSearch  # noqa: PLC0415  it takes 0.2 s, and few want it
+
         searcher: Searcher = HyperOptSearch(
             HyperOptSearch.convert_search_space(encoding.tune_space),
             metric=METRIC,

@@ -7,13 +7,13 @@ best of a measured surface sooner than the product alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.special import expit, ndtr
 
 Array = np.ndarray
 
@@ -113,7 +113,7 @@ def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     """How far below `best` each loss is expected to fall (Jones, Schonlau & Welch 1998)."""
     gap = best - mean
     share = gap / deviation
-    improvement: Array = gap * norm.cdf(share) + deviation * norm.pdf(share)
+    improvement: Array = gap * ndtr(share) + deviation * np.exp(-(share**2) / 2) / math.sqrt(2 * math.pi)
     return improvement
 
 
