@@ -19,6 +19,7 @@ from tuner.search.surrogate import (
     cross_kernel,
     distances,
     expected_improvement,
+    improvement_beside,
 )
 from tuner.search.warp import Warp
 from tuner.space import Categorical, Float, SearchSpace, Value
@@ -90,14 +91,49 @@ def test_the_kernel_by_tables_is_the_kernel() -> None:
     assert cross_kernel(points, points[:7], unordered, theta) == pytest.approx(plain)
 
 
-def test_a_running_trial_leaves_less_doubt_and_the_same_mean() -> None:
+def test_the_covariance_is_that_of_the_deviations() -> None:
     points = np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 0.5], [0.2, 0.7]])
-    model, there = fitted(points, np.array([3.0, 1.0, 2.0, 1.5])), np.array([[0.8, 0.9]])
-    mean, deviation = model.predict(there)
-    model.believe(there)
-    after, doubt = model.predict(there)
-    assert after == pytest.approx(mean, abs=0.05)
-    assert doubt[0] < deviation[0] / 2
+    model, there = fitted(points, np.array([3.0, 1.0, 2.0, 1.5])), np.array([[0.8, 0.9], [0.1, 0.2]])
+    for _ in range(2):
+        _, deviation = model.predict(there)
+        assert np.diag(model.covariance(there, there)) == pytest.approx(deviation**2)
+        model.expect(2.0)
+    assert model.predict(there)[0].tolist() == [0.0, 0.0]
+    assert deviation.tolist() == pytest.approx([2.0, 2.0])
+
+
+def test_improvement_beside_running_trials_is_what_drawing_all_of_them_gives() -> None:
+    rng = np.random.default_rng(3)
+    mean, best = np.array([0.2, -0.1, 0.4]), 0.1  # a point, then two that run
+    root = rng.normal(size=(3, 3))
+    joint = root @ root.T
+    drawn = rng.multivariate_normal(mean, joint, 400_000)
+    expected = np.maximum(np.minimum(best, drawn[:, 1:].min(axis=1)) - drawn[:, 0], 0).mean()
+    outcomes = rng.standard_normal((20_000, 2))
+    found = improvement_beside(
+        mean[:1],
+        np.sqrt(joint[0, :1]),
+        best,
+        running=mean[1:],
+        covariance=joint[1:, 1:],
+        shared=joint[:1, 1:],
+        outcomes=outcomes,
+    )
+    assert found == pytest.approx([expected], rel=0.03)
+
+
+@pytest.mark.parametrize("outcomes", [np.zeros((1, 1)), np.array([[0.7], [-0.7]])])
+def test_what_runs_already_improves_nothing_even_where_all_is_known_of_it(outcomes: np.ndarray) -> None:
+    points = np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 0.5], [0.2, 0.7]])
+    model = fitted(points, np.array([3.0, 1.0, 2.0, 1.5]))
+    for running in (np.array([[0.8, 0.9]]), points[:1]):
+        some = np.concatenate([running, [[0.3, 0.9]]])
+        mean, deviation = model.predict(some)
+        covariance, shared = model.covariance(running, running), model.covariance(some, running)
+        improvement = improvement_beside(
+            mean, deviation, 1.0, running=mean[:1], covariance=covariance, shared=shared, outcomes=outcomes
+        )
+        assert improvement[0] < improvement[1] / 10
 
 
 def test_noise_is_not_taken_for_a_best() -> None:

@@ -2,18 +2,18 @@
 
 TPE proposes from the product of all parameters and needs dozens of trials; here every configuration that
 the constraints allow is a candidate, and the one with the highest expected improvement is next. It is
-weighed with the chance to work that failed trials leave it; trials that still run are believed to give
-what the model expects, so that several at once do not ask the same question.
+weighed with the chance to work that failed trials leave it. Of several at once each is chosen for what it
+is expected to add to those that run, whatever comes of them: they do not ask the same question.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
@@ -24,7 +24,7 @@ from tuner.objective import HARD_SLO_TIER
 from tuner.search.encoding import Encoding
 from tuner.search.feasibility import chance
 from tuner.search.prior import Prior
-from tuner.search.surrogate import Array, GaussianProcess, distances, expected_improvement
+from tuner.search.surrogate import Array, GaussianProcess, expected_improvement, improvement_beside
 from tuner.search.warp import Warp
 from tuner.space import SearchSpace, Value, config_key
 
@@ -32,7 +32,10 @@ MOST_CANDIDATES = 10_000  # of a listed space; beyond, and of a continuous one, 
 _DRAWN = 2_000
 _ALWAYS_SEARCHED = 40  # trials up to which hyperparameters are searched each time; then every fifth
 _EVERY = 5
-_DRAWN_FIRST, _DRAWN_NEXT = 10, 20  # candidates, of which the first points are chosen
+_DRAWN_FIRST, _DRAWN_NEXT = 10, 100  # candidates, of which the first points are chosen
+_SPREAD = 2.0  # of losses, logarithms, of which none is known: wide, so that the first lie far apart
+_OUTCOMES = 64  # that are drawn for trials that run, until `_SETTLED` have ended; then they are believed
+_SETTLED = 10
 
 Config = dict[str, Value]
 
@@ -117,7 +120,7 @@ class GpSampler(BaseSampler):
         return {name: domain.draw(float(self._rng.random())) for name, domain in self._space.domains.items()}
 
     def _first(self, points: Array, seen: Array) -> int:
-        """Before there is a model: of some that are drawn what the prior favours and is far from `seen`.
+        """Before there is a model: of some that are drawn what the prior favours, or adds most to `seen`.
 
         What earlier studies favour is the first.
         """
@@ -126,14 +129,13 @@ class GpSampler(BaseSampler):
             return int(np.argmin(expected))
         most = _DRAWN_NEXT if len(seen) else _DRAWN_FIRST
         drawn = self._rng.choice(len(points), size=min(most, len(points)), replace=False)
-        rank = pd.Series(expected[drawn]).rank()
-        if len(seen):
-            away = distances(points[drawn], seen, self._encoding.unordered).sum(axis=-1).min(axis=1)
-            rank += pd.Series(-away).rank()
-        return int(drawn[rank.argmin()])
+        if not len(seen):
+            return int(drawn[expected[drawn].argmin()])
+        self._model.expect(_SPREAD)
+        return int(drawn[self._improvement(points[drawn], seen, math.inf, _OUTCOMES).argmax()])
 
     def _promising(self, points: Array, seen: Array, losses: Array) -> int:
-        """The candidate of the highest expected improvement that may well work, the running ones believed.
+        """The candidate of the highest expected improvement that may well work, beside those that run.
 
         What it has to improve on is the lowest mean of the model at a point that was measured, not the
         lowest loss, which may have been luck.
@@ -146,17 +148,31 @@ class GpSampler(BaseSampler):
             return int(self._rng.choice(np.flatnonzero(works >= works.max() - 1e-9)))
         points_worked, losses = told[worked], losses[worked]
         self._prior.told(points_worked, losses, points)
-        expected, known = self._prior(points), self._prior(points_worked)
+        known = self._prior(points_worked)
         unexpected = losses - known
         unexpected = Warp.of(unexpected)(unexpected)
         count = len(losses)
         search = count <= _ALWAYS_SEARCHED or count % _EVERY == 0
         self._model.fit(points_worked, unexpected, search=search)
         lowest = float((self._model.predict(points_worked)[0] + known).min())
-        if len(running):
-            self._model.believe(running)
-        mean, deviation = self._model.predict(points)
-        improvement = expected_improvement(mean + expected, deviation, lowest)
+        improvement = self._improvement(points, running, lowest, _OUTCOMES if count < _SETTLED else 1)
         chosen = int(np.argmax(improvement * works))
         self.expected_gain = float(improvement[chosen]) if count > 1 else None  # of one, no spread is known
         return chosen
+
+    def _improvement(self, points: Array, running: Array, lowest: float, outcomes: int) -> Array:
+        """What each point is expected to improve on `lowest`, and on whatever comes of those that run."""
+        mean, deviation = self._model.predict(points)
+        mean += self._prior(points)
+        if not len(running):
+            return expected_improvement(mean, deviation, lowest)
+        half = self._rng.standard_normal((outcomes // 2, len(running)))
+        return improvement_beside(
+            mean,
+            deviation,
+            lowest,
+            running=self._model.predict(running)[0] + self._prior(running),
+            covariance=self._model.covariance(running, running),
+            shared=self._model.covariance(points, running),
+            outcomes=np.concatenate([half, -half]) if outcomes > 1 else np.zeros((1, len(running))),
+        )

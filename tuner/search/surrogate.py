@@ -41,7 +41,6 @@ class GaussianProcess:
     unordered: Array
     _theta: Array | None = None
     _points: Array = field(default_factory=lambda: np.empty((0, 0)))
-    _losses: Array = field(default_factory=lambda: np.empty(0))
     _mean: float = 0.0
     _scale: float = 1.0
     _variance: float = 1.0
@@ -56,41 +55,49 @@ class GaussianProcess:
         gaps = distances(points, points, self.unordered)
         if search or self._theta is None:
             self._theta = self._searched(gaps, scaled)
-        self._condition(gaps, scaled)
+        self._factor = cho_factor(_covariance(gaps, self._theta), lower=True)
+        self._weights = cho_solve(self._factor, scaled)
         few = len(scaled) < 2  # of one, no spread is known
         self._variance = 1.0 if few else max(float(scaled @ self._weights) / len(scaled), 1e-9)
 
-    def believe(self, points: Array) -> None:
-        """Conditions on the mean at `points` too: less doubt near them, the same mean everywhere.
-
-        The "kriging believer" of Ginsbourger, Le Riche & Carraro (2010), for trials that still run.
-        """
-        scaled = (np.concatenate([self._losses, self.predict(points)[0]]) - self._mean) / self._scale
-        self._points = np.concatenate([self._points, points])
-        self._condition(distances(self._points, self._points, self.unordered), scaled)
-
-    def _condition(self, gaps: Array, scaled: Array) -> None:
-        assert self._theta is not None
-        self._factor = cho_factor(_covariance(gaps, self._theta), lower=True)
-        self._weights = cho_solve(self._factor, scaled)
-        self._losses = scaled * self._scale + self._mean
+    def expect(self, spread: float) -> None:
+        """Before anything was measured: losses around zero, of that standard deviation."""
+        self._theta, _ = self._usual()
+        self._points, self._weights = np.empty((0, len(self.unordered))), np.empty(0)
+        self._mean, self._scale, self._variance = 0.0, spread, 1.0
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of the loss at `points`."""
-        assert self._theta is not None, "fit comes first"
-        cross = cross_kernel(points, self._points, self.unordered, self._theta)
+        cross, explained = self._explained(points)
         mean = cross @ self._weights
-        explained = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
         explained *= explained
         deviation = np.sqrt(np.maximum(1 - explained.sum(axis=0), 1e-12) * self._variance)
         return mean * self._scale + self._mean, deviation * self._scale
 
+    def covariance(self, points: Array, others: Array) -> Array:
+        """Of the losses at `points` with those at `others`, (points, others)."""
+        assert self._theta is not None, "fit comes first"
+        shared: Array = cross_kernel(points, others, self.unordered, self._theta)
+        shared -= self._explained(points)[1].T @ self._explained(others)[1]
+        return shared * self._variance * self._scale**2
+
+    def _explained(self, points: Array) -> tuple[Array, Array]:
+        """The correlation of `points` with what was measured, and its part of theirs, as its root."""
+        assert self._theta is not None, "fit comes first"
+        cross = cross_kernel(points, self._points, self.unordered, self._theta)
+        if not len(self._points):
+            return cross, cross.T
+        return cross, solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
+
+    def _usual(self) -> tuple[Array, Array]:
+        """The hyperparameters that are expected, and the spread of each."""
+        usual = np.append(np.where(self.unordered, _UNORDERED, _ORDERED), [_NOISE, 0.0])
+        spread = np.where(self.unordered, _UNORDERED_SPREAD, _ORDERED_SPREAD)
+        return usual, np.append(spread, [_NOISE_SPREAD, _MIX_SPREAD])
+
     def _searched(self, gaps: Array, scaled: Array) -> Array:
         """The hyperparameters of the highest posterior density, from a fixed start and the last ones."""
-        usual = np.append(np.where(self.unordered, _UNORDERED, _ORDERED), [_NOISE, 0.0])
-        spread = np.append(
-            np.where(self.unordered, _UNORDERED_SPREAD, _ORDERED_SPREAD), [_NOISE_SPREAD, _MIX_SPREAD]
-        )
+        usual, spread = self._usual()
         bounds = [(-3.0, 3.0)] * len(self.unordered) + [(-9.0, 0.0), (-4.0, 4.0)]
         starts = [usual] if self._theta is None else [usual, self._theta]
         fits = [
@@ -114,6 +121,36 @@ def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     gap = best - mean
     share = gap / deviation
     improvement: Array = gap * ndtr(share) + deviation * np.exp(-(share**2) / 2) / math.sqrt(2 * math.pi)
+    return improvement
+
+
+def improvement_beside(
+    mean: Array,
+    deviation: Array,
+    best: float,
+    *,
+    running: Array,
+    covariance: Array,
+    shared: Array,
+    outcomes: Array,
+) -> Array:
+    """Of each point, how far the lowest loss is expected to fall by it, once the running trials have ended.
+
+    `running` and `covariance` are the mean (trials) and covariance of their losses, `shared` that of the
+    points with them, (points, trials). It is averaged over joint `outcomes` of the running trials, standard
+    normal, (outcomes, trials); each moves the points' means and may be the new best (Snoek, Larochelle &
+    Adams 2012, section 3.2). Of 0 alone, all are believed to give their mean (Ginsbourger, Le Riche &
+    Carraro 2010).
+    """
+    widest = max(float(deviation.max()) ** 2, float(np.diag(covariance).max()))
+    root = np.linalg.cholesky(covariance + _JITTER * widest * np.eye(len(running)))
+    told = solve_triangular(root, shared.T, lower=True, check_finite=False)
+    left = np.sqrt(np.maximum(deviation**2 - (told**2).sum(axis=0), 1e-12))
+    found = [
+        expected_improvement(mean + outcome @ told, left, min(best, float((running + root @ outcome).min())))
+        for outcome in outcomes
+    ]
+    improvement: Array = np.mean(found, axis=0)
     return improvement
 
 
