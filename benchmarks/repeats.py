@@ -3,7 +3,8 @@
 **The right answer**, on measured surfaces: the best configurations are measured once each, as if a search had
 found them all; then they are measured again, as `tuner.search.repeats` has it, beside a peer: the two best of
 the first measurements three times each, once and for all, judged by these repeats alone. The answer is right
-if it is truly within 2 %.
+if it is truly within 2 %. What six repeats can tell at the most, without knowing what is like what, an oracle
+shows: it names the best and the best of the wrong ones, and leaves to them only which is which.
 
 **Gains**: of made-up studies of equal configurations, one of which may be truly better, it is told how many
 call a gain over the defaults sure, with the rounds of a study alone and with trials that are left over.
@@ -19,6 +20,7 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from tuner.search.repeats import due
 
 MEASURED = 24  # of the best configurations, once each
 ROUNDS = 3
+ORACLE = "an oracle names the two, 6 repeats"
 SPARE = (0, 6, 16)  # further repeats that are left over, where they are needed
 BASELINE, STUDY_ROUNDS = "baseline", 2
 
@@ -53,6 +56,12 @@ def peer(first: dict[str, float], measure: Measure) -> tuple[str, int]:
     finalists = sorted(first, key=first.__getitem__)[:FINALISTS]
     means = {key: float(np.mean([measure(key) for _ in range(ROUNDS)])) for key in finalists}
     return min(means, key=means.__getitem__), ROUNDS * FINALISTS
+
+
+def oracle(first: dict[str, float], measure: Measure, wrong: str) -> tuple[str, int]:
+    """The same of the best, the first of all, and the best that is `wrong`, judged by all of their runs."""
+    runs = {key: [first[key], *(measure(key) for _ in range(ROUNDS))] for key in (next(iter(first)), wrong)}
+    return min(runs, key=lambda key: float(np.mean(runs[key]))), ROUNDS * FINALISTS
 
 
 def told(gain: float, count: int, spare: int, noise: float, rng: np.random.Generator) -> tuple[bool, int]:
@@ -99,14 +108,18 @@ def gains(draws: int) -> Table:
 def answers(surfaces: list[Surface], noise: float, draws: int) -> Table:
     """How often each way of repeating finds the best."""
     rng = np.random.default_rng(0)
-    ways = {"peer: two finalists, chosen once": peer}
+    ways: dict[str, Callable[..., tuple[str, int]]] = {"peer: two finalists, chosen once": peer}
     for spare in SPARE:
         name = f"ours, up to {ROUNDS * FINALISTS + spare} repeats"
         ways[name] = lambda first, measure, spare=spare: ours(first, measure, spare)
+    ways[ORACLE] = oracle
     right, repeats = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
     for surface in surfaces:
         bound = surface.rank_of_hit(0.02)
         truth = dict(sorted(surface.losses.items(), key=lambda item: item[1])[:MEASURED])
+
+        wrong = next((key for key, loss in truth.items() if loss > bound), next(iter(truth)))
+        ways[ORACLE] = partial(oracle, wrong=wrong)
 
         def measure(key: str, truth: dict[str, float] = truth) -> float:
             return truth[key] + noise * float(rng.normal())
