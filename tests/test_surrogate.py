@@ -96,7 +96,7 @@ def test_the_covariance_is_that_of_the_deviations() -> None:
     model, there = fitted(points, np.array([3.0, 1.0, 2.0, 1.5])), np.array([[0.8, 0.9], [0.1, 0.2]])
     for _ in range(2):
         _, deviation = model.predict(there)
-        assert np.diag(model.covariance(there, there)) == pytest.approx(deviation**2)
+        assert np.diag(model.predict_with(there, there)[2]) == pytest.approx(deviation**2)
         model.expect(2.0)
     assert model.predict(there)[0].tolist() == [0.0, 0.0]
     assert deviation.tolist() == pytest.approx([2.0, 2.0])
@@ -128,10 +128,15 @@ def test_what_runs_already_improves_nothing_even_where_all_is_known_of_it(outcom
     model = fitted(points, np.array([3.0, 1.0, 2.0, 1.5]))
     for running in (np.array([[0.8, 0.9]]), points[:1]):
         some = np.concatenate([running, [[0.3, 0.9]]])
-        mean, deviation = model.predict(some)
-        covariance, shared = model.covariance(running, running), model.covariance(some, running)
+        mean, deviation, shared = model.predict_with(np.concatenate([some, running]), running)
         improvement = improvement_beside(
-            mean, deviation, 1.0, running=mean[:1], covariance=covariance, shared=shared, outcomes=outcomes
+            mean[:2],
+            deviation[:2],
+            1.0,
+            running=mean[2:],
+            covariance=shared[2:],
+            shared=shared[:2],
+            outcomes=outcomes,
         )
         assert improvement[0] < improvement[1] / 10
 

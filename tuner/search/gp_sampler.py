@@ -162,17 +162,18 @@ class GpSampler(BaseSampler):
 
     def _improvement(self, points: Array, running: Array, lowest: float, outcomes: int) -> Array:
         """What each point is expected to improve on `lowest`, and on whatever comes of those that run."""
-        mean, deviation = self._model.predict(points)
-        mean += self._prior(points)
+        count, every = len(points), np.concatenate([points, running])
+        mean, deviation, covariance = self._model.predict_with(every, running)
+        mean += self._prior(every)
         if not len(running):
             return expected_improvement(mean, deviation, lowest)
         half = self._rng.standard_normal((outcomes // 2, len(running)))
         return improvement_beside(
-            mean,
-            deviation,
+            mean[:count],
+            deviation[:count],
             lowest,
-            running=self._model.predict(running)[0] + self._prior(running),
-            covariance=self._model.covariance(running, running),
-            shared=self._model.covariance(points, running),
+            running=mean[count:],
+            covariance=covariance[count:],
+            shared=covariance[:count],
             outcomes=np.concatenate([half, -half]) if outcomes > 1 else np.zeros((1, len(running))),
         )

@@ -68,26 +68,26 @@ class GaussianProcess:
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of the loss at `points`."""
-        cross, explained = self._explained(points)
-        mean = cross @ self._weights
-        explained *= explained
-        deviation = np.sqrt(np.maximum(1 - explained.sum(axis=0), 1e-12) * self._variance)
-        return mean * self._scale + self._mean, deviation * self._scale
+        mean, deviation, _ = self.predict_with(points, points[:0])
+        return mean, deviation
 
-    def covariance(self, points: Array, others: Array) -> Array:
-        """Of the losses at `points` with those at `others`, (points, others)."""
-        assert self._theta is not None, "fit comes first"
-        shared: Array = cross_kernel(points, others, self.unordered, self._theta)
-        shared -= self._explained(points)[1].T @ self._explained(others)[1]
-        return shared * self._variance * self._scale**2
+    def predict_with(self, points: Array, others: Array) -> tuple[Array, Array, Array]:
+        """The same, and the covariance of the losses at `points` with those at `others`, (points, others).
 
-    def _explained(self, points: Array) -> tuple[Array, Array]:
-        """The correlation of `points` with what was measured, and its part of theirs, as its root."""
+        `others` are the last of `points`.
+        """
         assert self._theta is not None, "fit comes first"
         cross = cross_kernel(points, self._points, self.unordered, self._theta)
-        if not len(self._points):
-            return cross, cross.T
-        return cross, solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
+        mean, explained = cross @ self._weights, cross.T
+        if len(self._points):
+            explained = solve_triangular(self._factor[0], explained, lower=True, check_finite=False)
+        shared: Array = np.zeros((len(points), 0))
+        if len(others):
+            shared = cross_kernel(points, others, self.unordered, self._theta)
+            shared -= explained.T @ explained[:, -len(others) :]
+        left = np.maximum(1 - (explained**2).sum(axis=0), 1e-12)
+        deviation = np.sqrt(left * self._variance) * self._scale
+        return mean * self._scale + self._mean, deviation, shared * self._variance * self._scale**2
 
     def _usual(self) -> tuple[Array, Array]:
         """The hyperparameters that are expected, and the spread of each."""
