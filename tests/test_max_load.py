@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_evaluate import BAD, ScriptedLoad, run
 
 from tuner.errors import TaskError
+from tuner.evaluate import scores
 from tuner.levels import levels_of
 from tuner.metrics import Metrics, RequestRecord, summarise
 from tuner.plan import trial_guess_s
@@ -174,6 +175,15 @@ def test_no_search_has_more_levels_than_it_says_wherever_the_border_is() -> None
     assert max(counts) == levels.most
 
 
+def test_the_lowest_load_that_is_served_once_and_then_refused_is_an_answer() -> None:
+    levels = levels_of(task(7, 2047), 0)
+    for look in (shown(0.99), None):
+        assert levels.next() is not None
+        levels.saw(look)
+    assert levels.next() is None and levels.max_loads == {"D(100,100)": 0.0}
+    assert math.isfinite(scores(task(), levels.judged)[0].loss)
+
+
 @settings(max_examples=300)
 @given(
     bounds=st.lists(st.integers(1, 4096), min_size=2, max_size=5, unique=True),
@@ -191,6 +201,7 @@ def test_no_server_makes_it_measure_more_levels_than_it_says(
         refused = ttft_s is None and not levels.may_be_refused
         levels.saw(None if ttft_s is None else shown(ttft_s))
     assert seen <= levels.most
+    assert refused or math.isfinite(scores(task(**load), levels.judged)[0].loss)
     assert all(load == 0 or min(bounds) <= load <= max(bounds) for load in levels.max_loads.values())
 
 

@@ -150,6 +150,8 @@ class MaxLoad:
                 return
             if not self._found or violation <= 0:
                 self._found = [min(looks, key=lambda look: self._slo.judge([look]).worst_violation)]
+        elif not self._found:
+            self._found = list(looks)  # the lowest load was served once, which is an answer
         if metrics is not None and violation <= 0:
             self._kept = self._now
         else:
