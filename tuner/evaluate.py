@@ -61,8 +61,8 @@ class Report:
 
     @property
     def share(self) -> float:
-        """How much of the trial's load is done."""
-        return (self.finished + self.part) / self.planned
+        """How much of the trial's load is done, to six digits, as it is read from disk again."""
+        return round((self.finished + self.part) / self.planned, 6)
 
 
 def evaluate(
