@@ -18,15 +18,16 @@ import pytest
 from contracts.store_contract import ABOUT, ResultStoreContract, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies import make
 
 from tuner.engines.base import ServerInfo
 from tuner.engines.meters import GpuFigures
 from tuner.engines.sglang import SGLangEngine
 from tuner.engines.telemetry import EngineFigures
 from tuner.errors import ResultsError, StudyError
-from tuner.evaluate import Report
+from tuner.evaluate import Report, scores
 from tuner.failures import Cause, Failure, Stage
-from tuner.load.base import LoadResult
+from tuner.load.base import GLANCES, LoadResult
 from tuner.measure import Step
 from tuner.metrics import RequestError, RequestRecord, summarise
 from tuner.objective import score
@@ -256,6 +257,41 @@ def same(got: Any, expected: Any) -> bool:
     if expected is None:
         return got is None or bool(pd.isna(got))
     return bool(got == expected)
+
+
+def test_a_trial_that_ends_while_a_study_is_read_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make()
+    store = ResultStore(tmp_path, "live")
+    store.create(made.about)
+
+    def ends(number: int) -> None:
+        parts = ([row for row in rows if row["trial"] == number] for rows in (made.steps, made.requests))
+        store.write_trial(made.trials[number], *parts)
+
+    read_tables, numbers = ResultStore._read_tables, iter(range(4))
+
+    def meanwhile(self: ResultStore, *args: Any) -> Any:
+        ends(next(numbers))
+        return read_tables(self, *args)
+
+    monkeypatch.setattr(ResultStore, "_read_tables", meanwhile)
+    found = store.read()
+    assert set(found.trials["trial"]) == set(found.steps["trial"]) == set(found.requests["trial"]) == {0}
+
+
+@given(planned=st.integers(1, 40), part=st.sampled_from([0.0, *GLANCES]), data=st.data())
+def test_the_shares_of_a_curve_are_found_again(planned: int, part: float, data: st.DataObject) -> None:
+    finished = data.draw(st.integers(0, planned - 1))
+    share = Report(
+        planned,
+        finished,
+        scores(TASK, [], Failure(Stage.CHECK, Cause.INTERNAL, ""))[0],
+        done=False,
+        part=part,
+    ).share
+    assert float(f"{share:.6g}") == share
 
 
 @given(trial=trials())

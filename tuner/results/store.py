@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import time
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -141,18 +142,7 @@ class ResultStore:
             yield
             return
         path = Path(self._folder, ".lock")
-        with io_errors(f"lock {self.location}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.open("w")
-        with lock:
-            for tried in range(_LOCK_TRIED, -1, -1):
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:  # a driver holds it for long, whoever asks about one for an instant
-                    if not tried:
-                        raise StudyError(f"study {self.study!r} is being run by another process") from None
-                    time.sleep(_LOCK_POLL_S)
+        with self._lock(path):
             try:
                 yield
             finally:
@@ -160,6 +150,21 @@ class ResultStore:
                     path.unlink(missing_ok=True)
                     with suppress(OSError):
                         path.parent.rmdir()
+
+    def _lock(self, path: Path) -> IO[str]:
+        """The lock at `path`, held until it is closed."""
+        for left in range(_LOCK_TRIED, -1, -1):
+            with io_errors(f"lock {self.location}"), suppress(FileNotFoundError), ExitStack() as opened:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = opened.enter_context(path.open("w"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.path.samestat(os.fstat(lock.fileno()), path.stat()):  # else its holder removed it
+                        opened.pop_all()
+                        return lock
+                except BlockingIOError:  # a driver holds it for long, whoever asks about one for an instant
+                    time.sleep(_LOCK_POLL_S if left else 0)
+        raise StudyError(f"study {self.study!r} is being run by another process")
 
     def held(self) -> bool | None:
         """Whether a driver of this machine is in the study; None where no lock tells: a URI has none."""
@@ -218,7 +223,7 @@ class ResultStore:
             about = self.about()
             frames: dict[str, pd.DataFrame] = {}
             skipped: list[str] = []
-            for name, schema in TABLES.items():
+            for name, schema in reversed(TABLES.items()):  # a trial that ends meanwhile is not half there
                 frames[name] = pa.concat_tables(self._read_tables(name, schema, skipped)).to_pandas()
         for name in ("steps", "requests"):  # those of a trial without a row of its own were cut off
             whole = frames[name]["trial"].isin(frames["trials"]["trial"])
