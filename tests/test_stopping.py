@@ -99,6 +99,12 @@ def test_patience_counts_trials_since_the_last_better_one() -> None:
     assert end.reason() == ""
 
 
+def test_small_steps_that_add_up_are_progress() -> None:
+    end = SearchEnd(patience=2, least_gain=0.01)
+    run(end, [1.0, 0.994, 0.988, 0.982, 0.976])  # each second one is better by more than 0.01
+    assert end.reason() == ""
+
+
 def test_it_ends_when_the_sampler_expects_little_several_times_in_a_row() -> None:
     end = SearchEnd(least_gain=0.01)
     for gain in [0.5, *[0.001] * (IN_A_ROW - 1), None, 0.02]:
@@ -129,3 +135,10 @@ def test_gpu_hours_are_what_trials_hold(gpus: int, trials: int) -> None:
         run(end, [1.0], gpus=gpus, duration_s=360.0)
         done += 1
     assert done == trials
+
+
+def test_gpu_hours_leave_room_for_the_trials_that_run() -> None:
+    end = SearchEnd(max_gpu_hours=1.0)
+    run(end, [1.0], gpus=1, duration_s=600.0)
+    assert end.reason(running=4) == ""
+    assert end.reason(running=5) == "another trial would pass optimization.max_gpu_hours (1)"

@@ -90,11 +90,10 @@ class SearchEnd:
 
     def ended(self, loss: float, *, gpus: int, duration_s: float) -> None:
         """A trial of the search has ended."""
-        if loss < self._best - (self.least_gain or 0.0):
-            self._idle = 0
+        if loss < self._best - (self.least_gain or 0.0):  # small steps add up, until they count
+            self._idle, self._best = 0, loss
         else:
             self._idle += 1
-        self._best = min(self._best, loss)
         self.took(gpus=gpus, duration_s=duration_s)
 
     def took(self, *, gpus: int, duration_s: float) -> None:
@@ -113,10 +112,10 @@ class SearchEnd:
             return True
         return not self._spent(max(self._durations), ahead * max(self._gpu_s))
 
-    def reason(self) -> str:
-        """Why no further trial is worth starting; empty while one is."""
+    def reason(self, running: int = 0) -> str:
+        """Why no further trial is worth starting beside those `running`; empty while one is."""
         ahead = 1 + self.repeats
-        if spent := self._spent(ahead * _mean(self._durations), ahead * _mean(self._gpu_s)):
+        if spent := self._spent(ahead * _mean(self._durations), (ahead + running) * _mean(self._gpu_s)):
             return spent
         if self.patience is not None and self._idle >= self.patience:
             return f"no better configuration in {self._idle} trials"
