@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import studies
+from contracts.strategy_contract import Game
 
 from tuner.engines import make_engine
 from tuner.errors import StudyError, UsageError
 from tuner.failures import Cause
-from tuner.past import Past, Setup, newest_of, past_of, seed_of
+from tuner.past import Past, PastTrial, Setup, newest_of, past_of, seed_of
 from tuner.results import ResultStore
+from tuner.search import make_searcher
 from tuner.task import Task, make_task
 
 ENGINE_VERSION = "0.5.2"
@@ -79,9 +84,9 @@ def test_torn_missing_and_foreign_files_are_named_and_skipped(store: ResultStore
     assert not {trial.number for trial in past.trials} & {4, 6}
     assert past.next_number == 51  # no file of anyone is overwritten
     assert [Path(each.partition(": ")[0]).name for each in past.skipped] == [
-        "00007.parquet",
         "00004.parquet",
         "00040.parquet",
+        "00007.parquet",
     ]
 
 
@@ -157,6 +162,32 @@ def test_a_study_keeps_its_beginning() -> None:
         seed_of(make_task({}), 8, about)
     with pytest.raises(UsageError, match="--prior: the study was begun with none"):
         Setup(prior="simulator").going_on(about)
+    with pytest.raises(UsageError, match="--calibration: the study was begun with none"):
+        Setup(calibration="/other.json").going_on(about)
+
+
+@pytest.mark.parametrize("key", ["engine", "engine_version", "seed", "started_at"])
+def test_a_study_that_does_not_say_how_it_began_cannot_go_on(store: ResultStore, key: str) -> None:
+    path = Path(store.location) / "study.json"
+    about = json.loads(path.read_text())
+    task = make_task(about["task"])
+    path.write_text(json.dumps({name: value for name, value in about.items() if name != key}))
+    with pytest.raises(StudyError, match=f"lacks {key}"):
+        past_of(store, task, make_engine(task), "1", adopt=False)
+
+
+@pytest.mark.parametrize(
+    "optimization", [{"strategy": "grid_search", "confirm": 0}, {"max_iterations": 50, "confirm": 0}]
+)
+def test_an_adopted_space_is_searched_whole_whatever_was_tried_elsewhere(optimization: Any) -> None:
+    def ended(number: int, kind: str, config: dict[str, Any]) -> PastTrial:
+        return PastTrial(number, kind, config, (0.5,), 1.0, {1.0: 0.5}, 1, 10.0, refused=False, finished=True)
+
+    elsewhere = [ended(number, "search", {"a": number}) for number in (1, 2, 3)]
+    past = Past({}, (ended(0, "baseline", {}), *elsewhere), 4, 10.0, (), 4, 0, None)
+    task = make_task({"parameters": {"a": [3, 4, 5]}, "optimization": optimization})
+    game = Game(make_searcher(task, seed=0, past=past), lambda flags: flags["a"])
+    assert sorted(flags["a"] for flags in game.flags) == [4, 5]
 
 
 def test_two_drivers_never_run_one_study(store: ResultStore) -> None:
@@ -177,6 +208,27 @@ def test_two_drivers_never_run_one_study(store: ResultStore) -> None:
     finally:
         other.kill()
         other.communicate()
+
+
+def test_a_lock_that_its_holder_removes_is_not_held_by_who_waited_for_it(tmp_path: Path) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        with ResultStore(tmp_path, "new").locked():
+            inside.set()
+            leave.wait()
+
+    with ResultStore(tmp_path, "new").locked():
+        waiting = threading.Thread(target=waits)
+        waiting.start()
+        time.sleep(0.1)  # it waits for the file that goes with this lock
+    try:
+        assert inside.wait(5)
+        with pytest.raises(StudyError, match="is being run"), ResultStore(tmp_path, "new").locked():
+            pass
+    finally:
+        leave.set()
+        waiting.join()
 
 
 def test_a_lock_leaves_nothing_of_a_study_that_was_not_begun(tmp_path: Path) -> None:

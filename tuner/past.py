@@ -27,6 +27,7 @@ from tuner.task import Task, make_task
 _ADOPTABLE = ("parameters", "constraints", "optimization", "engine.start_timeout", "engine.hang_timeout")
 _NEVER = ("optimization.objective",)
 _OF_NO_ACCOUNT = ("task_name", "description", "optimization.seed")
+_NEEDED = ("engine", "engine_version", "seed", "started_at")  # of study.json, to go on
 _MOST_NAMED = 8  # changes in a message
 
 
@@ -102,6 +103,7 @@ class Setup:
         _require_as_begun("--warm-start", self.warm_start, tuple(about.get("warm_start") or ()))
         _require_as_begun("--prior", self.prior, about.get("prior"))
         _require_as_begun("--virtual", self.virtual or None, bool(about.get("virtual")) or None)
+        _require_as_begun("--calibration", self.calibration, about.get("calibration"))
         return Setup(
             self.num_gpus or about.get("num_gpus"),
             self.max_concurrent or about.get("max_concurrent"),
@@ -150,6 +152,8 @@ def past_of(store: ResultStore, task: Task, engine: Engine, version: str, *, ado
         raise StudyError(
             f"study {store.study!r} is a measurement of `tuner bench`, and has nothing to resume"
         )
+    if missing := [key for key in _NEEDED if about.get(key) is None]:
+        raise StudyError(f"study {store.study!r} cannot go on: its study.json lacks {', '.join(missing)}")
     changes = _changes(task, about, engine, version)
     _require_same(store.study, changes, adopt=adopt)
     trials, known = results.trials, _known(results)

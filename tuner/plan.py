@@ -81,10 +81,13 @@ def sampler_of(task: Task) -> Sampler:
     return Sampler("gp", "it needs about half of TPE's trials on measured surfaces")
 
 
-def planned_trials(task: Task) -> int:
-    """The trials that a search may run, the baseline included: a grid's all, unless it sets a limit."""
+def planned_trials(task: Task, elsewhere: int = 0) -> int:
+    """The trials that a search may run, the baseline included: a grid's all, unless it sets a limit.
+
+    Those that a study tried `elsewhere`, before its space was changed, leave all of the space to try.
+    """
     options = task.optimization
-    whole = allowed_size(task) + options.baseline
+    whole = allowed_size(task) + options.baseline + elsewhere
     if options.enumerates and "max_iterations" not in options.model_fields_set:
         return int(whole)
     return int(min(options.max_iterations, whole))
