@@ -12,7 +12,7 @@ from contracts.strategy_contract import Game, bowl
 
 from tuner.engines import make_engine
 from tuner.errors import StudyError, UsageError
-from tuner.experience import NOTHING, Experience, Known, experience
+from tuner.experience import NOTHING, Experience, Known, experience, some_of
 from tuner.failures import Cause
 from tuner.search import make_searcher
 from tuner.search.encoding import encode, optuna_integers
@@ -39,6 +39,16 @@ def test_a_study_of_the_same_conditions_is_data(tmp_path: Path) -> None:
     losses = {row["loss"] for row in made.trials if row["kind"] == "search"}
     assert {loss for _, loss in found.data} == losses
     assert any(loss > 2000 for loss in losses)  # failures teach too
+
+
+def test_a_configuration_that_was_repeated_is_known_once(tmp_path: Path) -> None:
+    made = studies.make(repeats=[{"tp-size": 2}, {"tp-size": 2}])
+    made.write(tmp_path)
+    for sections in ({}, {"model": {"id_or_path": "another"}}):
+        found = known_to(task_like(made, **sections), tmp_path, "llama-tune")
+        (known,) = [found.data, *found.priors] if found.data else found.priors
+        keys = [config_key(config) for config, _ in known]
+        assert len(keys) == len(set(keys)) == 24
 
 
 @pytest.mark.parametrize(
@@ -183,3 +193,22 @@ def test_a_search_that_cannot_be_told_says_so(optimization: Any, known: Experien
     task = make_task({"parameters": LISTS, "optimization": optimization})
     with pytest.raises(UsageError, match=said):
         make_searcher(task, seed=0, known=known)
+
+
+def test_a_prior_is_of_what_constraints_leave_however_little_that_is() -> None:
+    parameters = {"a": {"type": "float", "low": 0.0, "high": 1.0}, "b": [1, 2]}
+    rule = {"when": {"b": [1, 2]}, "require": {"a": {"low": 0.4, "high": 0.405}}}
+    little = make_task({"parameters": parameters, "constraints": [rule]}).space
+    assert all(some_of(little, seed) for seed in range(5))
+    rule["require"] = {"a": {"low": 0.40001, "high": 0.40002}}
+    with pytest.raises(UsageError, match="constraints"):
+        some_of(make_task({"parameters": parameters, "constraints": [rule]}).space, 0)
+
+
+@pytest.mark.parametrize(
+    ("domain", "value"), [([1, 2, 4], 2.0), ({"type": "float", "low": 0.5, "high": 2.0, "step": 0.5}, 1)]
+)
+def test_a_number_that_another_study_wrote_otherwise_is_known(domain: Any, value: float) -> None:
+    task = make_task({"parameters": {"a": domain, "b": [1, 2, 3]}, "optimization": {"max_iterations": 5}})
+    searcher = make_searcher(task, seed=0, known=Experience([({"a": value, "b": 1}, 0.5)], []))
+    assert Game(searcher, lambda flags: 1.0).flags[0] == {"a": value, "b": 1}

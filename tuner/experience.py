@@ -7,10 +7,12 @@ itself. Where not, it says which configurations are good, if not how good: a pri
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -21,12 +23,14 @@ from tuner.engines.base import Engine
 from tuner.engines.simulator.gpus import gpu_of
 from tuner.errors import UsageError
 from tuner.failures import INFRASTRUCTURE
+from tuner.objective import HARD_SLO_TIER
 from tuner.predict import predict
 from tuner.results import ResultStore, StudyResults
 from tuner.rig import calibrated, with_args
-from tuner.space import SearchSpace, Value
+from tuner.space import SearchSpace, Value, config_key
 from tuner.task import Task, make_task
 
+_DRAWN = 100  # times as many are drawn at the most, where constraints leave few
 MOST_PREDICTED = 300  # configurations; each takes the simulator some hundredths of a second
 
 Known = list[tuple[dict[str, Value], float]]  # configurations with their losses
@@ -60,16 +64,28 @@ def experience(
     """
     data: Known = []
     priors: list[Known] = []
+    own = _conditions(task, engine.name, engine.simulated, _own_gpus(task, engine))
     for name in warm_start:
         results = ResultStore(root, name).read()
         known = _known(task, results)
-        if _conditions(task, engine.name, engine.simulated, _own_gpus(engine)) == _conditions_of(results):
+        if own == _conditions_of(results):
             data += known
         else:
-            priors.append(known)
+            priors.append(_averaged(known))
     if simulate:
         priors.append(_predicted(_as_simulated(task, engine, calibration), seed))
-    return Experience(data, priors)
+    return Experience(_averaged(data), priors)
+
+
+def _averaged(known: Known) -> Known:
+    """Each configuration once: the mean of its runs, or the failure where one of them failed."""
+    configs = {config_key(config): config for config, _ in known}
+    losses: dict[str, list[float]] = {key: [] for key in configs}
+    for config, loss in known:
+        losses[config_key(config)].append(loss)
+    worst = {key: max(runs) for key, runs in losses.items()}
+    means = {key: worst[key] if worst[key] >= HARD_SLO_TIER / 2 else fmean(losses[key]) for key in configs}
+    return [(configs[key], mean) for key, mean in means.items()]
 
 
 def _known(task: Task, results: StudyResults) -> Known:
@@ -102,18 +118,20 @@ def _conditions(task: Task, engine: str, simulated: bool, gpu_models: set[str]) 
 
 def _conditions_of(results: StudyResults) -> tuple[Any, ...]:
     about, models = results.about, results.trials["gpu_model"].dropna()
-    task, simulated = make_task(about["task"], str(about["study"])), bool(about["simulated"])
-    return _conditions(task, about["engine"], simulated, set() if simulated else set(pd.unique(models)))
+    task, simulated = make_task(about["task"], str(about["study"])), bool(about.get("simulated"))
+    models_of = set() if simulated else set(pd.unique(models))
+    return _conditions(task, str(about.get("engine", "")), simulated, models_of)
 
 
-def _own_gpus(engine: Engine) -> set[str]:
+def _own_gpus(task: Task, engine: Engine) -> set[str]:
     """The models of this machine's GPUs; none for an engine that uses none of them."""
-    return set() if engine.simulated else {use.model for use in gpus.all_gpus()}
+    _, most = task.gpu_range(engine.gpus)
+    return set() if engine.simulated or not most else {use.model for use in gpus.all_gpus()}
 
 
 def _as_simulated(task: Task, engine: Engine, calibration: str | Path | None) -> Task:
     """`task` on the GPU that its engine has here, if that is known; with what was calibrated."""
-    known = {gpu_of(model) for model in _own_gpus(engine)} - {None}
+    known = {gpu_of(model) for model in _own_gpus(task, engine)} - {None}
     if len(known) == 1 and "gpu" not in task.engine.args:
         task = with_args(task, {**task.engine.args, "gpu": known.pop()})
     return task if calibration is None else calibrated(task, calibration)
@@ -125,14 +143,17 @@ def _predicted(task: Task, seed: int) -> Known:
 
 
 def some_of(space: SearchSpace, seed: int) -> list[dict[str, Value]]:
-    """All configurations of `space`, or MOST_PREDICTED of them."""
+    """All configurations of `space`, or MOST_PREDICTED of them; UsageError where chance finds none."""
     chance = Random(seed)  # noqa: S311  a reproducible draw, no secret
     if space.enumerable():
         configs = list(space.grid())
         chance.shuffle(configs)
         return configs[:MOST_PREDICTED]
-    drawn: list[Mapping[str, Value]] = [
+    drawn = (
         {name: domain.draw(chance.random()) for name, domain in space.domains.items()}
-        for _ in range(MOST_PREDICTED)
-    ]
-    return [dict(config) for config in drawn if space.allows(config)]
+        for _ in range(_DRAWN * MOST_PREDICTED)
+    )
+    found = list(islice(filter(space.allows, drawn), MOST_PREDICTED))
+    if not found:
+        raise UsageError(f"constraints: they allow none of {_DRAWN * MOST_PREDICTED} configurations drawn")
+    return found

@@ -100,10 +100,12 @@ def _code(domain: Domain, integers: Callable[[int, int], Any]) -> Code:
     count = len(values)
     ordered = not isinstance(domain, Categorical) or domain.ordered
 
-    places = {(type(value), value): place for place, value in enumerate(values)}  # 1 is not True
+    places = {(isinstance(value, bool), value): place for place, value in enumerate(values)}  # 1 is not True
 
     def index(value: Value) -> int:
-        return places[type(value), value]
+        if isinstance(domain, Integer | Float) and isinstance(value, int | float):  # 1 may stand for 1.0
+            value = domain.snap(value)
+        return places[isinstance(value, bool), value]
 
     if not ordered:
         return Code(

@@ -114,7 +114,8 @@ class GpSampler(BaseSampler):
             fresh = [place for place, key in enumerate(keys) if key not in known]
             return [configs[place] for place in fresh], points[fresh]
         drawn = [config for config in map(self._draw, range(_DRAWN)) if self._space.allows(config)]
-        return drawn, self._encoding.points(drawn)
+        unknown = [config for config in drawn if config_key(config) not in known]
+        return unknown, self._encoding.points(unknown)
 
     def _draw(self, _: int) -> Config:
         return {name: domain.draw(float(self._rng.random())) for name, domain in self._space.domains.items()}

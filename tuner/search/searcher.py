@@ -207,7 +207,7 @@ class StudySearcher(Searcher):
     def _due(self) -> Pending | None:
         """What comes next: the search, and when all of it has ended, the confirmation."""
         if self._searched < self.budget and not self.ended_early:
-            self.ended_early = self._end.reason()
+            self.ended_early = self._end.reason(running=sum(1 for _ in self._queue))
             if not self.ended_early and (found := self._next()):
                 self._searched += 1
                 return found
@@ -313,6 +313,8 @@ class StudySearcher(Searcher):
         refused = self._new("search", config).suggestion
         self._losses[refused.key] = dict.fromkeys(self._metrics, self._on_refused(refused, failure))
         self._refused_in_a_row += 1
+        if self._hopeless:
+            self.ended_early = f"the engine has refused {_REFUSED_IN_A_ROW} configurations in a row"
         return True
 
     def _drawn(self) -> Pending | None:

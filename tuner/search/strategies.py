@@ -79,8 +79,9 @@ def make_searcher(
     that goes on, the `past` is told as well. `limits` are passed on to `StudySearcher`.
     """
     space, options = space or task.space, task.optimization
-    budget = planned_trials(task)
-    tried = [config for config in past.configs() if space.contains(config)] if past else []
+    every = past.configs() if past else []
+    tried = [config for config in every if space.contains(config)]
+    budget = planned_trials(task, elsewhere=len(every) - len(tried))
     inner = _inner(task, space, seed, budget, known, tried)
     repeats = options.confirm * (FINALISTS + options.baseline)
     searcher = StudySearcher(
