@@ -3,8 +3,9 @@
 **The right answer**, on measured surfaces: the best configurations are measured once each, as if a search had
 found them all; then they are measured again, as `tuner.search.repeats` has it, beside a peer: the two best of
 the first measurements three times each, once and for all, judged by these repeats alone. The answer is right
-if it is truly within 2 %. What six repeats can tell at the most, without knowing what is like what, an oracle
-shows: it names the best and the best of the wrong ones, and leaves to them only which is which.
+if it is truly within 2 %. What measurements can tell at the most, without knowing what is like what, an oracle
+shows: it names the best and the best of the wrong ones, and leaves to six repeats only which is which, or to
+all 36 measurements of a study, as if it needed no search.
 
 **Gains**: of made-up studies of equal configurations, one of which may be truly better, it is told how many
 call a gain over the defaults sure, with the rounds of a study alone and with trials that are left over.
@@ -33,9 +34,9 @@ from tuner.analysis.confirmation import EQUAL, SURE_AT_EACH_LOOK, half_width, po
 from tuner.plan import FINALISTS
 from tuner.search.repeats import due
 
-MEASURED = 24  # of the best configurations, once each
+MEASURED = 24  # of the best configurations, and the best of the wrong ones, once each
 ROUNDS = 3
-ORACLE = "an oracle names the two, 6 repeats"
+ORACLES = {"an oracle names the two, 6 repeats": 6, "the same, and all 36 measurements are of the two": 34}
 SPARE = (0, 6, 16)  # further repeats that are left over, where they are needed
 BASELINE, STUDY_ROUNDS = "baseline", 2
 
@@ -58,10 +59,11 @@ def peer(first: dict[str, float], measure: Measure) -> tuple[str, int]:
     return min(means, key=means.__getitem__), ROUNDS * FINALISTS
 
 
-def oracle(first: dict[str, float], measure: Measure, wrong: str) -> tuple[str, int]:
+def oracle(first: dict[str, float], measure: Measure, wrong: str, repeats: int) -> tuple[str, int]:
     """The same of the best, the first of all, and the best that is `wrong`, judged by all of their runs."""
-    runs = {key: [first[key], *(measure(key) for _ in range(ROUNDS))] for key in (next(iter(first)), wrong)}
-    return min(runs, key=lambda key: float(np.mean(runs[key]))), ROUNDS * FINALISTS
+    pair = (next(iter(first)), wrong)
+    runs = {key: [first[key], *(measure(key) for _ in range(repeats // 2))] for key in pair}
+    return min(runs, key=lambda key: float(np.mean(runs[key]))), repeats
 
 
 def told(gain: float, count: int, spare: int, noise: float, rng: np.random.Generator) -> tuple[bool, int]:
@@ -112,14 +114,14 @@ def answers(surfaces: list[Surface], noise: float, draws: int) -> Table:
     for spare in SPARE:
         name = f"ours, up to {ROUNDS * FINALISTS + spare} repeats"
         ways[name] = lambda first, measure, spare=spare: ours(first, measure, spare)
-    ways[ORACLE] = oracle
+    ways |= dict.fromkeys(ORACLES, oracle)
     right, repeats = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
     for surface in surfaces:
         bound = surface.rank_of_hit(0.02)
-        truth = dict(sorted(surface.losses.items(), key=lambda item: item[1])[:MEASURED])
-
-        wrong = next((key for key, loss in truth.items() if loss > bound), next(iter(truth)))
-        ways[ORACLE] = partial(oracle, wrong=wrong)
+        ranked = sorted(surface.losses.items(), key=lambda item: item[1])
+        wrong = next((key for key, loss in ranked if loss > bound), ranked[0][0])
+        truth = {**dict(ranked[:MEASURED]), wrong: surface.losses[wrong]}
+        ways |= {name: partial(oracle, wrong=wrong, repeats=count) for name, count in ORACLES.items()}
 
         def measure(key: str, truth: dict[str, float] = truth) -> float:
             return truth[key] + noise * float(rng.normal())
