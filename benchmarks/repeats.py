@@ -3,7 +3,7 @@
 **The right answer**, on measured surfaces: the best configurations are measured once each, as if a search had
 found them all; then they are measured again, as `tuner.search.repeats` has it, beside a peer: the two best of
 the first measurements three times each, once and for all, judged by these repeats alone. The answer is right
-if it is truly within 2 %. What measurements can tell at the most, without knowing what is like what, an oracle
+if it is truly within 2 %. What measurements can tell at the most, not knowing what is like what, an oracle
 shows: it names the best and the best of the wrong ones, and leaves to six repeats only which is which, or to
 all 36 measurements of a study, as if it needed no search.
 
