@@ -215,7 +215,8 @@ def test_the_cluster_is_not_asked_at_every_turn() -> None:
 
 
 @pytest.mark.slow
-def test_an_address_that_leads_nowhere_is_told_in_a_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1", "127.0.0.1:99999", "ray://127.0.0.1:1"])
+def test_an_address_that_leads_nowhere_is_told_in_a_line(tmp_path: Path, address: str) -> None:
     (tmp_path / "task.json").write_text("{}")
     command = [
         sys.executable,
@@ -226,8 +227,8 @@ def test_an_address_that_leads_nowhere_is_told_in_a_line(tmp_path: Path) -> None
         "--results",
         str(tmp_path),
     ]
-    env = {**os.environ, "RAY_ADDRESS": "nowhere"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    env = {**os.environ, "RAY_ADDRESS": address}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "error: RAY_ADDRESS: no Ray cluster answers at 'nowhere'" in done.stderr
+    assert f"error: RAY_ADDRESS: no Ray cluster answers at {address!r}" in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the other one prints tables at verbosity 0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+_ANSWERS_IN_S = 10.0
 _SCRATCH, _HELD = "tuner-", "driver.lock"
 _WORKER_ENV = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}  # a relative model path stays relative to the task's folder
 
@@ -88,6 +90,7 @@ def _disconnecting() -> Iterator[None]:
 
 def _connect(address: str) -> None:
     """UsageError where no cluster answers at `address`."""
+    _require_answer(address)
     try:
         ray.init(
             address=address,
@@ -96,8 +99,19 @@ def _connect(address: str) -> None:
             runtime_env={"env_vars": _WORKER_ENV},
         )
     except (ConnectionError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(" To fix this")[0]
         raise UsageError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}: {reason}") from error
+
+
+def _require_answer(address: str) -> None:
+    """UsageError where nothing listens at a `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_IN_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}: {error}") from error
 
 
 def _start_local(folder: str, num_gpus: int | None) -> None:
