@@ -22,6 +22,7 @@ from tuner.load.base import LoadResult, Target
 from tuner.load.genai_bench import GenaiBench, read_results
 from tuner.metrics import RequestError, summarise
 from tuner.objective import OBJECTIVES, Slo, score
+from tuner.study import run_study
 from tuner.task import make_task
 from tuner.workload import LoadLevel
 
@@ -139,11 +140,14 @@ def test_it_is_ended_in_time(stand_in: Path, monkeypatch: pytest.MonkeyPatch, en
     assert result.aborted == (end == "engine")
 
 
-def test_a_tool_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GENAI_BENCH", raising=False)
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(UsageError, match="genai-bench is not on the PATH"):
         put(level())
+    with pytest.raises(UsageError, match="genai-bench is not on the PATH"):
+        run_study(make_task({"benchmark": {"tool": "genai-bench"}}), results=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_task_asks_it_for_what_it_does() -> None:

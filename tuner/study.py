@@ -97,7 +97,9 @@ def run_study(
     """
     if calibration is not None:
         task = _calibrated(task, calibration, engine, virtual=virtual, is_prior=prior is not None)
-    adapter = rig(task, engine, virtual=virtual).engine
+    chosen = rig(task, engine, virtual=virtual)
+    chosen.load.require()
+    adapter = chosen.engine
     version, secrets = adapter.version(), referenced(task.engine.env, os.environ)
     file = None if calibration is None else str(Path(calibration).absolute())
     setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual, file)

@@ -100,6 +100,10 @@ class LoadGenerator(Protocol):
 
     name: str
 
+    def require(self) -> None:
+        """UsageError where this machine lacks what it takes to run."""
+        ...
+
     def run(
         self,
         target: Target,

@@ -38,6 +38,9 @@ class NativeClient:
 
     name = "native"
 
+    def require(self) -> None:
+        """It takes nothing more."""
+
     def run(
         self,
         target: Target,

@@ -41,6 +41,9 @@ class GenaiBench:
 
     name = "genai-bench"
 
+    def require(self) -> None:
+        _program()
+
     def run(
         self,
         target: Target,
@@ -113,10 +116,14 @@ def _tokens(value: Any) -> int:
     return number
 
 
-def _command(target: Target, level: LoadLevel, folder: str) -> list[str]:
+def _program() -> str:
     program = os.environ.get(PROGRAM) or shutil.which("genai-bench")
     if program is None:
         raise UsageError(f"benchmark.tool: genai-bench is not on the PATH, and {PROGRAM} does not name it")
+    return program
+
+
+def _command(target: Target, level: LoadLevel, folder: str) -> list[str]:
     options = {
         "api-backend": "sglang",  # as OpenAI's, but lets ignore_eos through
         "api-base": target.base_url,
@@ -135,7 +142,7 @@ def _command(target: Target, level: LoadLevel, folder: str) -> list[str]:
     }
     if level.prefix_tokens:
         options["prefix-len"] = level.prefix_tokens
-    return [program, "benchmark", *(f"--{name}={value}" for name, value in options.items())]
+    return [_program(), "benchmark", *(f"--{name}={value}" for name, value in options.items())]
 
 
 @contextmanager

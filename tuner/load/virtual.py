@@ -64,6 +64,9 @@ class VirtualClient:
 
     name = "virtual"
 
+    def require(self) -> None:
+        """It takes nothing more."""
+
     def __init__(self, serving: Callable[[], VirtualServer]) -> None:
         self._serving = serving
 
