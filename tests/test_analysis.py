@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tuner.analysis import Status, Verdict
 from tuner.analysis.trials import rows
 from tuner.failures import Cause
 from tuner.objective import OBJECTIVES, SloTerm
+from tuner.space import config_key
 
 LATENCY = OBJECTIVES["minimize_latency"]
 # The geometric mean of the objective of `studies.make`'s engine at 4 at a time, noise 0.3, 20 requests.
@@ -433,6 +435,25 @@ class TestNextSteps:
         advice = " ".join(analysis.next_steps(studies.make(studies.grid(studies.PARAMETERS, 4)).results()))
         assert "Fewer than 8 trials finished" in advice
         assert "Fewer" not in " ".join(analysis.next_steps(studies.make().results()))
+
+    def test_the_best_came_late_unless_it_was_lucky_only(self) -> None:
+        configs = studies.grid(studies.PARAMETERS, 20)
+
+        def advice(effect: dict[str, float], luck: float) -> str:
+            made = studies.make(
+                configs,
+                repeats=[configs[2], configs[-1]] * 3,
+                effect=lambda config: effect.get(config_key(config), 1.0),
+                fails=studies.never_fails,
+            )
+            lucky = next(row for row in made.trials if json.loads(row["config"]) == configs[-1])
+            lucky |= {name: lucky[name] * luck for name in ("objective", "score")}
+            lucky["loss"] += math.log(luck)
+            return " ".join(analysis.next_steps(made.results()))
+
+        first, last = config_key(configs[2]), config_key(configs[-1])
+        assert "came late" in advice({first: 0.9, last: 0.8}, luck=1.0)
+        assert "came late" not in advice({first: 0.9}, luck=0.8)
 
     def test_too_much_noise(self) -> None:
         configs = studies.grid(studies.PARAMETERS, 24)

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import studies
 from contracts.strategy_contract import Game
 
+from tuner.analysis.trials import busy_s
 from tuner.engines import make_engine
 from tuner.errors import StudyError, UsageError
 from tuner.failures import Cause
@@ -63,6 +65,14 @@ def test_every_trial_comes_back_as_it_was(store: ResultStore) -> None:
     assert past.best is not None
     lasting = results.trials[results.trials["kind"] != "confirm"].drop([3, 5])
     assert past.best["loss"] == lasting["loss"].min()
+
+
+def test_the_time_in_which_a_study_lay_idle_does_not_count(store: ResultStore) -> None:
+    trials = store.read().trials
+    half = len(trials) // 2
+    busy = busy_s(trials)
+    later = trials["started_at"].where(trials.index < half, trials["started_at"] + pd.Timedelta(days=1))
+    assert busy_s(trials.assign(started_at=later)) == pytest.approx(busy)
 
 
 def test_what_infrastructure_took_away_is_not_known(tmp_path: Path) -> None:

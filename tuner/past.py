@@ -7,7 +7,6 @@ nothing else has. Knows nothing of Ray or of samplers.
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from tuner.analysis.trials import Status, rows, status
+from tuner.analysis.trials import Status, busy_s, rows, status
 from tuner.engines.base import Config, Engine, Value
 from tuner.errors import ResultsError, StudyError, UsageError
 from tuner.failures import INFRASTRUCTURE
@@ -162,7 +161,7 @@ def past_of(store: ResultStore, task: Task, engine: Engine, version: str, *, ado
         about={**about, "ended_early": None} if changes else about,
         trials=tuple(_past_trial(row, task) for row in rows(known.sort_values("ended_at", kind="stable"))),
         next_number=store.next_number(),
-        elapsed_s=_busy_s(trials),
+        elapsed_s=busy_s(trials),
         skipped=results.skipped,
         finished=len(trials) - failed,
         failed=failed,
@@ -199,16 +198,6 @@ def _best(trials: pd.DataFrame) -> dict[str, Any] | None:
     sound = [row for row in rows(trials) if row["kind"] != "confirm" and status(row) is Status.FINISHED]
     best = min(sound, key=lambda row: float(row["loss"]), default=None)
     return best and {**best, "config": json.dumps(best["config"])}
-
-
-def _busy_s(trials: pd.DataFrame) -> float:
-    """Seconds in which at least one trial ran."""
-    starts = trials["started_at"].map(lambda at: at.timestamp())
-    busy_s, until = 0.0, -math.inf
-    for start, length in sorted(zip(starts, trials["duration_s"], strict=True)):
-        busy_s += max(0.0, start + length - max(start, until))
-        until = max(until, start + length)
-    return busy_s
 
 
 def _changes(task: Task, about: Mapping[str, Any], engine: Engine, version: str) -> dict[str, str]:

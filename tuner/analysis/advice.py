@@ -123,7 +123,7 @@ def _space(results: StudyResults, answer: Summary) -> Iterator[str]:
         yield f"All {size:g} configurations were tried: more trials of this space find nothing better."
     elif len(finished(results.trials)) < MIN_TRIALS:
         yield f"Fewer than {MIN_TRIALS} trials finished: too few to tell what matters, or if more would help."
-    elif _found_late(convergence(results.trials, answer.objective)):
+    elif _found_late(convergence(results.trials, answer.objective), int(answer.best["trial"])):
         of = f" of {size:g}" if size is not None else ""
         yield f"The best came late and only {tried}{of} configurations were tried: more trials may help."
 
@@ -146,7 +146,9 @@ def _range(spec: Any) -> list[float]:
     return spec if isinstance(spec, list) and all(map(is_number, spec)) else []
 
 
-def _found_late(best: pd.Series[float]) -> bool:
-    """Whether the best so far still improved by over 1 % near the end."""
-    early, last = best.iloc[int(_LATE * (len(best) - 1))], best.iloc[-1]
-    return len(best) >= MIN_TRIALS and not abs(math.log(last / early)) <= 0.01  # NaN: nothing had finished
+def _found_late(best: pd.Series[float], trial: int) -> bool:
+    """Whether the best so far still improved by over 1 % near the end, by the `trial` that is the best."""
+    place = int(_LATE * (len(best) - 1))
+    early, last = best.iloc[place], best.iloc[-1]
+    improved = not abs(math.log(last / early)) <= 0.01  # NaN: nothing had finished
+    return len(best) >= MIN_TRIALS and improved and trial > best.index[place]

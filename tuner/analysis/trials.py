@@ -55,6 +55,17 @@ def outcome(trial: Trial) -> str:
     return f"{ended}: {trial['failure_cause']}" if ended is Status.FAILED else str(ended)
 
 
+def busy_s(trials: pd.DataFrame) -> float:
+    """Seconds in which at least one trial ran: a study that goes on has lain idle before."""
+    begun = trials[trials["started_at"].notna() & trials["duration_s"].between(0, 1e9)]
+    starts = begun["started_at"].map(lambda at: at.timestamp())
+    busy, until = 0.0, -math.inf
+    for start, length in sorted(zip(starts, begun["duration_s"], strict=True)):
+        busy += max(0.0, start + length - max(start, until))
+        until = max(until, start + length)
+    return busy
+
+
 def is_true(value: Any) -> bool:
     """Whether a nullable boolean is true; null is not."""
     return bool(pd.notna(value) and value)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tuner.analysis import Gain, SloStatus, Summary, Verdict, gpu_use, without_repeats
 from tuner.analysis.answer import CONFIDENCE
-from tuner.analysis.trials import Trial, is_true
+from tuner.analysis.trials import Trial, busy_s, is_true
 from tuner.failures import INFRASTRUCTURE
 from tuner.objective import Objective
 from tuner.report.words import (
@@ -51,11 +51,7 @@ def subject(results: StudyResults) -> str:
 
 
 def _elapsed(trials: pd.DataFrame) -> str:
-    if not trials["started_at"].notna().any():
-        return ""
-    durations = trials["duration_s"].where(trials["duration_s"].between(0, 1e9), 0.0)
-    ends = trials["started_at"] + pd.to_timedelta(durations, unit="s")
-    return f" in {duration((ends.max() - trials['started_at'].min()).total_seconds())}"
+    return f" in {duration(busy_s(trials))}" if trials["started_at"].notna().any() else ""
 
 
 def caveats(results: StudyResults) -> list[str]:
