@@ -127,6 +127,14 @@ def test_a_driver_that_is_gone_is_no_running_study(store: ResultStore, far: Resu
     assert standing(far).state is State.INTERRUPTED
 
 
+def test_a_time_without_a_zone_is_taken_as_utc(store: ResultStore, far: ResultStore) -> None:
+    now = datetime.now(UTC)
+    for each in (store, far):
+        told(each, updated_at=now.replace(tzinfo=None).isoformat())
+        assert standing(each).updated_at == now
+    assert (standing(store).state, standing(far).state) == (State.INTERRUPTED, State.RUNNING)
+
+
 def test_a_driver_says_that_it_lives_though_nothing_happens(
     far: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

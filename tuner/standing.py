@@ -175,13 +175,13 @@ def _written(store: ResultStore) -> Standing | None:
         return None
     try:
         said = json.loads(content)
-        progress = said["progress"]
+        progress, updated_at = said["progress"], datetime.fromisoformat(said["updated_at"])
         return Standing(
             study=store.study,
             state=State(said["state"]),
             about={},
             progress=None if progress is None else StudyProgress.of(progress),
-            updated_at=datetime.fromisoformat(said["updated_at"]),
+            updated_at=updated_at if updated_at.tzinfo else updated_at.replace(tzinfo=UTC),
             error=str(said["error"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
