@@ -283,6 +283,22 @@ def _missing(value: Any) -> bool:
     return value is None or (not hasattr(value, "__len__") and bool(pd.isna(value)))
 
 
+def test_what_is_not_finite_is_null_at_any_depth(server: Served) -> None:
+    made = make([{"tp-size": 2}], name="mine")
+    for trial in made.trials:
+        trial["effective_args"] = '{"scale": Infinity, "rope": {"factors": [1.5, NaN]}}'
+    made.write(server.root)
+    expected = {"scale": None, "rope": {"factors": [1.5, None]}}
+    path = "studies/mine/trials?columns=effective_args"
+    answer = server.ask(path)
+    assert "Infinity" not in answer.text and "NaN" not in answer.text
+    assert answer.json[0]["effective_args"] == expected
+    csv = pd.read_csv(io.BytesIO(server.ask(f"{path}&format=csv").content))
+    parquet = pd.read_parquet(io.BytesIO(server.ask(f"{path}&format=parquet").content))
+    for table in (csv, parquet):
+        assert table["effective_args"][0] == json.dumps(expected)
+
+
 def test_some_columns_are_enough(kept: Served) -> None:
     rows = kept.ask("studies/older/trials?columns=score,trial").json
     assert [list(row) for row in rows[:2]] == [["trial", "score"]] * 2

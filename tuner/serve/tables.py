@@ -45,7 +45,7 @@ def written(frame: pd.DataFrame, table: str, form: Form, columns: Sequence[str] 
     if form is Form.JSON:
         records = frame.to_dict("records")
         return json.dumps([{name: _plain(row[name]) for name in chosen} for row in records]).encode()
-    texts = frame.map(lambda value: json.dumps(value) if isinstance(value, dict) else value)
+    texts = frame.map(lambda value: json.dumps(_plain(value)) if isinstance(value, dict) else value)
     if form is Form.CSV:
         return texts.to_csv(index=False).encode()
     sink = io.BytesIO()
@@ -60,7 +60,11 @@ def _of(schema: Any, names: Sequence[str]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A cell as JSON has it."""
+    """A cell as JSON has it, which knows no infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
     if hasattr(value, "isoformat"):
         return None if pd.isna(value) else value.isoformat()
     if hasattr(value, "tolist"):  # numpy's scalars and arrays
