@@ -81,17 +81,7 @@ class Recorder(tune.Callback):
         """Records a configuration that the engine would never start; returns its loss."""
         score, *others = scores(self._task, [], failure)
         levels = len(self._task.levels(0))
-        info = TrialInfo(
-            number=suggestion.number,
-            kind=suggestion.kind,
-            config=suggestion.config,
-            gpu_ids=[],
-            started_at=datetime.now(UTC),
-            duration_s=0.0,
-            node="",
-            log_path="",
-            attempts=0,
-        )
+        info = _unplaced(suggestion, datetime.now(UTC), attempts=0)
         self._record(info, Report(levels, 0, score, done=True, others=tuple(others), failure=failure), [])
         return score.loss
 
@@ -201,19 +191,9 @@ class Recorder(tune.Callback):
         self._gives_up(trial, failure)
         levels, config = len(self._task.levels(0)), trial.config
         score, *others = scores(self._task, [step.metrics for step in steps], failure)
-        unplaced = TrialInfo(
-            number=config["number"],
-            kind=config["kind"],
-            config=config["flags"],
-            gpu_ids=[],
-            started_at=seen.started_at,
-            duration_s=0.0,
-            node="",
-            log_path="",
-            attempts=config["attempt"],
-        )
+        suggestion = Suggestion(config["number"], config["kind"], config["flags"], config["attempt"])
         ended = replace(
-            seen.info or unplaced,
+            seen.info or _unplaced(suggestion, seen.started_at, attempts=suggestion.attempt),
             duration_s=time.monotonic() - seen.began,
             curve=seen.curve,
             lost=self._lost.pop(config["number"], ()),
@@ -324,6 +304,21 @@ class _Seen:
     report: Report | None = None
     duration_s: float = 0.0
     curve: dict[float, float] = field(default_factory=dict)
+
+
+def _unplaced(suggestion: Suggestion, started_at: datetime, *, attempts: int) -> TrialInfo:
+    """What is known of a trial that no node has told of."""
+    return TrialInfo(
+        number=suggestion.number,
+        kind=suggestion.kind,
+        config=suggestion.config,
+        gpu_ids=[],
+        started_at=started_at,
+        duration_s=0.0,
+        node="",
+        log_path="",
+        attempts=attempts,
+    )
 
 
 def _last_error(trial: Trial) -> Exception | None:
