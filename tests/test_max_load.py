@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluate import BAD, ScriptedLoad, run
 
+from tuner.capacity import Capacity
+from tuner.engines import make_engine
 from tuner.errors import TaskError
 from tuner.evaluate import scores
+from tuner.failures import Cause, Failure, Stage
 from tuner.levels import levels_of
 from tuner.metrics import Metrics, RequestRecord, summarise
 from tuner.plan import trial_guess_s
+from tuner.recorder import Recorder
+from tuner.results import ResultStore
+from tuner.rows import TrialInfo
+from tuner.suggestion import ATTEMPTS, ELAPSED, METRIC, SHARE, Suggestion
 from tuner.task import Task, make_task
 from tuner.workload import LoadLevel
 
@@ -108,6 +117,33 @@ def test_a_trial_is_scored_by_the_load_that_was_found(tmp_path: Path) -> None:
 def test_the_lowest_load_that_is_refused_is_a_failure(tmp_path: Path) -> None:
     [last] = run(task(1, 32), tmp_path, load=ScriptedLoad(lambda level: [BAD] * 4))
     assert last.failure is not None and not last.max_loads
+
+
+def test_a_trial_that_is_refused_or_lost_has_as_many_levels_as_one_that_runs(tmp_path: Path) -> None:
+    def answer(level: LoadLevel) -> list[RequestRecord]:
+        return [RequestRecord(0.0, level.concurrency / 7.5, 20.0, 10, 10)] * level.concurrency
+
+    searching = task()
+    reports = run(searching, tmp_path, load=ScriptedLoad(answer))[:-1]
+    most = levels_of(searching, 0).most
+    assert {report.planned for report in reports} == {most} and len(reports) > 2
+    store = ResultStore(tmp_path, "s")
+    store.create({})
+    recorder = Recorder(store, searching, make_engine(searching), Capacity(), lambda: 9, lambda: "", None)
+    recorder.refused(Suggestion(0, "search", {}), Failure(Stage.CHECK, Cause.NO_SUCH_GPUS, "none has 16"))
+
+    config = {"number": 1, "kind": "search", "flags": {}, "attempt": ATTEMPTS}
+    lost: Any = SimpleNamespace(trial_id="t", status="ERROR", pickled_error_file=None, config=config)
+    recorder.on_trial_start(0, [], lost)
+    info = TrialInfo(1, "search", {}, [], datetime.now(UTC), 0.0, "node", "")
+    for report in reports:
+        told = {"info": info, "report": report, ELAPSED: 1.0, SHARE: report.share, METRIC: 0.0}
+        recorder.on_trial_result(0, [], lost, told)
+    recorder.on_trial_error(0, [], lost)
+    found = store.read().trials
+    assert list(found["levels_planned"]) == [most, most]
+    assert list(found["levels_finished"]) == [0, len(reports)]
+    assert list(found["failure_progress"]) == [0.0, len(reports) / most]
 
 
 # Several scenarios.

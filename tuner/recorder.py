@@ -26,6 +26,7 @@ from tuner.engines.base import Engine
 from tuner.errors import InfrastructureLost, ResultsError
 from tuner.evaluate import Report, scores
 from tuner.failures import Cause, Failure, Stage
+from tuner.levels import levels_of
 from tuner.measure import Step
 from tuner.past import Past
 from tuner.progress import Place, StudyProgress
@@ -58,6 +59,7 @@ class Recorder(tune.Callback):
     ) -> None:
         self._store, self._task, self._engine, self._watch = store, task, engine, watch
         self._capacity, self._planned, self._ended_early = capacity, planned, ended_early
+        self._levels = levels_of(task, seed=0).most
         self._began = time.monotonic()
         self._progress = StudyProgress(planned(), 0, 0, 0, 0.0)
         if past:
@@ -80,9 +82,9 @@ class Recorder(tune.Callback):
     def refused(self, suggestion: Suggestion, failure: Failure) -> float:
         """Records a configuration that the engine would never start; returns its loss."""
         score, *others = scores(self._task, [], failure)
-        levels = len(self._task.levels(0))
         info = _unplaced(suggestion, datetime.now(UTC), attempts=0)
-        self._record(info, Report(levels, 0, score, done=True, others=tuple(others), failure=failure), [])
+        report = Report(self._levels, 0, score, done=True, others=tuple(others), failure=failure)
+        self._record(info, report, [])
         return score.loss
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -189,7 +191,7 @@ class Recorder(tune.Callback):
         if self._runs_again(trial, seen, failure, running):
             return
         self._gives_up(trial, failure)
-        levels, config = len(self._task.levels(0)), trial.config
+        config = trial.config
         score, *others = scores(self._task, [step.metrics for step in steps], failure)
         suggestion = Suggestion(config["number"], config["kind"], config["flags"], config["attempt"])
         ended = replace(
@@ -198,7 +200,7 @@ class Recorder(tune.Callback):
             curve=seen.curve,
             lost=self._lost.pop(config["number"], ()),
         )
-        report = Report(levels, len(steps), score, done=True, others=tuple(others), failure=failure)
+        report = Report(self._levels, len(steps), score, done=True, others=tuple(others), failure=failure)
         self._record(ended, report, steps, running)
 
     def _lost_with(self, error: Exception | None, finished: int) -> Failure:
@@ -211,7 +213,7 @@ class Recorder(tune.Callback):
             cause,
             plain(f"{type(raised).__name__}: {raised}".splitlines()[0], environment)[:300],
             evidence=plain(str(error), environment)[-4000:],
-            progress=finished / len(self._task.levels(0)),
+            progress=finished / self._levels,
         )
 
     def _runs_again(self, trial: Trial, seen: _Seen, failure: Failure, running: int) -> bool:
