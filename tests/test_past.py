@@ -82,6 +82,16 @@ def test_what_infrastructure_took_away_is_not_known(tmp_path: Path) -> None:
     assert past.next_number == 25
 
 
+def test_what_was_refused_cost_no_trial(tmp_path: Path) -> None:
+    made = studies.make(fails=lambda config: Cause.NO_SUCH_GPUS if config.get("tp-size") == 2 else None)
+    refused = [trial for trial in made.trials if trial["failure_cause"]]
+    for trial in refused[1:]:
+        trial["attempts"] = 0
+    past = kept(made.write(tmp_path))
+    assert (past.finished, past.failed) == (25 - len(refused), 1)
+    assert sum(trial.refused for trial in past.trials) == len(refused) - 1 > 0
+
+
 def test_torn_missing_and_foreign_files_are_named_and_skipped(store: ResultStore) -> None:
     folder = Path(store.location)
     (folder / "trials" / "00004.parquet").write_bytes(b"PAR1 torn")

@@ -133,11 +133,14 @@ def test_a_study_in_which_nothing_finishes_has_its_own_exit_code(tmp_path: Path)
 
 def test_configurations_that_no_node_can_hold_are_refused_and_cost_no_trial(tmp_path: Path) -> None:
     task = small_task(parameters={"tp-size": [1, 2, 16]}, optimization={"strategy": "grid"})
-    trials = run_study(task, results=tmp_path).results.trials
+    told: list[StudyProgress] = []
+    trials = run_study(task, results=tmp_path, watch=told.append).results.trials
     refused = trials[trials["failure_cause"] == "no such GPUs"]
     assert list(refused["config"]) == [{"tp-size": 16}]
     assert "largest node has 8" in refused["failure_detail"].iloc[0]
     assert trials["failure_cause"].isna().sum() == 3
+    assert (told[-1].finished, told[-1].failed) == (3, 0)
+    assert any(row["failure_cause"] for seen in told if (row := seen.last)), "and yet it is told"
 
 
 def test_a_task_that_no_node_can_hold_at_all_ends_at_once(tmp_path: Path) -> None:

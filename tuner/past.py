@@ -58,7 +58,8 @@ class PastTrial:
 class Past:
     """A study that goes on. `trials` stand in the order in which they ended, those lost left out.
 
-    `elapsed_s` is the time in which trials ran, `failed` how many rows are of trials that did not finish.
+    `elapsed_s` is the time in which trials ran, `failed` how many rows are of trials that did not finish,
+    those left out that were refused.
     """
 
     about: Mapping[str, Any]
@@ -156,15 +157,15 @@ def past_of(store: ResultStore, task: Task, engine: Engine, version: str, *, ado
     changes = _changes(task, about, engine, version)
     _require_same(store.study, changes, adopt=adopt)
     trials, known = results.trials, _known(results)
-    failed = int(trials["failure_cause"].notna().sum())
+    unfinished = trials["failure_cause"].notna()
     return Past(
         about={**about, "ended_early": None} if changes else about,
         trials=tuple(_past_trial(row, task) for row in rows(known.sort_values("ended_at", kind="stable"))),
         next_number=store.next_number(),
         elapsed_s=busy_s(trials),
         skipped=results.skipped,
-        finished=len(trials) - failed,
-        failed=failed,
+        finished=int((~unfinished).sum()),
+        failed=int((unfinished & (trials["attempts"] != 0)).sum()),
         best=_best(trials),
     )
 

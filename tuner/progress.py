@@ -31,9 +31,10 @@ class Place:
 class StudyProgress:
     """A study at one moment. `best` is the row of the best trial so far, `last` that of the newest.
 
-    `before` of the trials that have ended did so before the study was resumed. `waiting` trials have no GPUs
-    yet; `places` are those of the running ones, as far as they are known. `trouble` is what the study waits
-    for to end: results that cannot be written, nodes that are gone.
+    `failed` leaves out what was refused before it was started, which cost no trial. `before` of the trials
+    that have ended did so before the study was resumed. `waiting` trials have no GPUs yet; `places` are those
+    of the running ones, as far as they are known. `trouble` is what the study waits for to end: results that
+    cannot be written, nodes that are gone.
     """
 
     planned: int

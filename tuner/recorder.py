@@ -268,6 +268,7 @@ class Recorder(tune.Callback):
 
     def _announce(self, info: TrialInfo, report: Report, row: dict[str, Any], running: int | None) -> None:
         failure, best = report.failure, self._progress.best
+        refused = info.attempts == 0  # which cost no trial
         again = " (measured again)" if info.kind == "confirm" else ""
         name = f"trial {info.number}{again}: {config_text(info.config)}"
         if info.stopped_early:
@@ -283,7 +284,7 @@ class Recorder(tune.Callback):
         self._tell(
             running=self._progress.running if running is None else running,
             finished=self._progress.finished + (failure is None),
-            failed=self._progress.failed + (failure is not None),
+            failed=self._progress.failed + (failure is not None and not refused),
             best=best,
             last=row,
         )
