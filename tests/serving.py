@@ -44,7 +44,11 @@ class JobsInMemory:
         self.become(job, JobState.STOPPED)
 
     def become(self, job: str, state: JobState) -> None:
-        self.jobs = [replace(each, state=state) if each.id == job else each for each in self.jobs]
+        ended = replace(self._job(job), state=state, ended_s=time.time() if state.over else 0.0)
+        self.jobs = [ended if each.id == job else each for each in self.jobs]
+
+    def _job(self, job: str) -> Job:
+        return next(each for each in self.jobs if each.id == job)
 
     def known(self, root: str) -> list[Job]:
         return list(self.jobs)

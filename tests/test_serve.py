@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from serving import Served, served
+from serving import JobsInMemory, Served, served
 from studies import make
 
 from tuner.analysis import summary
@@ -19,8 +20,9 @@ from tuner.export import FORMATS, best_deployment
 from tuner.progress import StudyProgress
 from tuner.report.sentences import gain_sentence
 from tuner.results import TABLES, ResultStore
-from tuner.serve.jobs import JobState
+from tuner.serve.jobs import JobState, Order
 from tuner.serve.models import State
+from tuner.serve.studies import Studies
 from tuner.standing import Journal
 from tuner.task import load_task, make_task
 
@@ -217,6 +219,30 @@ def test_a_study_that_runs_is_cancelled_and_resumed(server: Served) -> None:
     assert server.post("studies/mine/cancel").status == 202
     assert server.jobs.jobs[0].state is JobState.STOPPED
     assert server.ask("studies/mine").json["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("end", [JobState.STOPPED, JobState.SUCCEEDED, JobState.FAILED])
+def test_a_study_that_a_shell_resumed_runs_whatever_became_of_its_job(server: Served, end: JobState) -> None:
+    store = make(name="mine").write(server.root)
+    server.jobs.become(server.post("studies/mine/resume").json["job"], end)
+    with store.locked(), Journal(store):
+        assert server.ask("studies/mine").json["state"] == "starting"
+        refused = server.post("studies/mine/resume")
+        assert refused.status == 409 and "is being run" in refused.json["error"]
+    assert len(server.jobs.orders) == 1
+
+
+def test_without_a_lock_whoever_wrote_after_the_job_ended_runs_the_study() -> None:
+    root = f"fsspec+memory://{time.monotonic_ns()}"
+    store, jobs = ResultStore(root, "far"), JobsInMemory()
+    store.create({})
+    job, kept = jobs.start(Order("far", root, ())), Studies(root, jobs)
+    with Journal(store):
+        assert kept.study("far").state is State.STARTING
+        jobs.become(job.id, JobState.STOPPED)  # killed: it could say no more
+        assert kept.study("far").state is State.INTERRUPTED
+    with Journal(store):
+        assert kept.study("far").state is State.STARTING
 
 
 def test_a_study_that_a_killed_driver_left_is_not_running(server: Served) -> None:

@@ -47,7 +47,7 @@ class State(StrEnum):
 class Standing:
     """How a study stood at `updated_at` (UTC); `progress` is None before its first trial.
 
-    `about` is its study.json.
+    `about` is its study.json. `held` says whether a driver of this machine is in it; None: no lock tells.
     """
 
     study: str
@@ -56,6 +56,7 @@ class Standing:
     progress: StudyProgress | None = None
     updated_at: datetime | None = None
     error: str = ""
+    held: bool | None = None
 
     def document(self) -> dict[str, Any]:
         """As JSON has it, without `about`."""
@@ -141,8 +142,8 @@ def standing(store: ResultStore) -> Standing:
     held = store.held()
     written = _written(store)
     if written is None:
-        return Standing(store.study, State.STARTING if held else State.INTERRUPTED, about)
-    found = replace(written, about=about)
+        return Standing(store.study, State.STARTING if held else State.INTERRUPTED, about, held=held)
+    found = replace(written, about=about, held=held)
     if found.state.ended and not held:
         return found
     assert found.updated_at is not None

@@ -38,13 +38,14 @@ class Order:
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a study. `started_s` is a Unix time, `message` what its runner says of it."""
+    """A job of a study. `started_s` and `ended_s` are Unix times, `message` is what its runner says of it."""
 
     id: str
     study: str
     state: JobState
     started_s: float
     message: str = ""
+    ended_s: float = 0.0  # 0 while it is not over
 
 
 class Jobs(Protocol):

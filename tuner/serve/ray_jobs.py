@@ -80,6 +80,7 @@ class RayJobs:
                 state=_STATES[str(each.status)],
                 started_s=(each.start_time or 0) / 1000,
                 message=each.message or "",
+                ended_s=(each.end_time or 0) / 1000,
             )
             for each in self._asked("list_jobs")
             if each.submission_id and _STUDY in (each.metadata or {}) and each.metadata.get(_ROOT) == root

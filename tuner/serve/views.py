@@ -28,7 +28,7 @@ def body_of(stands: Standing, job: Job | None) -> StudyBody:
         study=stands.study,
         reason=stands.error,
         kept=True,
-        state=_state(stands.state, updated_s, job),
+        state=_state(stands, updated_s, job),
         simulated=bool(about.get("simulated")),
         engine=str(about.get("engine", "")),
         model=str(task.get("model", {}).get("id_or_path", "")),
@@ -90,12 +90,17 @@ def _trial(row: Mapping[str, Any]) -> TrialBody:
     )
 
 
-def _state(found: State, updated_s: float, job: Job | None) -> State:
-    """What the study's files say, which are behind where its job has just begun, or was killed."""
-    if job is None:
+def _state(stands: Standing, updated_s: float, job: Job | None) -> State:
+    """What the study's files say, which are behind where its job has just begun, or was killed.
+
+    Another driver may run it: whoever holds its lock, or has written since the job ended.
+    """
+    found = stands.state
+    if job is None or stands.held:
         return found
     if job.state.over:
-        return found if found.ended else _LEAVES_IT.get(job.state, State.BROKEN)
+        another = updated_s > job.ended_s
+        return found if found.ended or another else _LEAVES_IT.get(job.state, State.BROKEN)
     begun_since = not job.started_s or updated_s < job.started_s
     return State.STARTING if found.ended and begun_since else found
 
