@@ -6,12 +6,13 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from serving import JobsInMemory, Served, served
+from serving import Answer, JobsInMemory, Served, served
 from studies import make
 
 from tuner.analysis import summary
@@ -20,7 +21,7 @@ from tuner.export import FORMATS, best_deployment
 from tuner.progress import StudyProgress
 from tuner.report.sentences import gain_sentence
 from tuner.results import TABLES, ResultStore
-from tuner.serve.jobs import JobState, Order
+from tuner.serve.jobs import Job, JobState, Order
 from tuner.serve.models import State
 from tuner.serve.studies import Studies
 from tuner.standing import Journal
@@ -243,6 +244,37 @@ def test_without_a_lock_whoever_wrote_after_the_job_ended_runs_the_study() -> No
         assert kept.study("far").state is State.INTERRUPTED
     with Journal(store):
         assert kept.study("far").state is State.STARTING
+
+
+class SlowJobs(JobsInMemory):
+    """Takes so long to start a job that another request comes meanwhile."""
+
+    def start(self, order: Order) -> Job:
+        time.sleep(0.3)
+        return super().start(order)
+
+
+def test_of_requests_that_come_together_one_starts_the_study(tmp_path: Path) -> None:
+    with served(tmp_path, jobs=SlowJobs()) as server, ThreadPoolExecutor(2) as pool:
+        make(name="mine").write(server.root)
+
+        def twice(path: str, body: Any = b"") -> list[Answer]:
+            return sorted(pool.map(lambda _: server.post(path, body), range(2)), key=lambda each: each.status)
+
+        assert [each.status for each in twice("studies/mine/resume")] == [202, 409]
+        assert [each.status for each in twice("studies?study=first", TASK)] == [201, 409]
+        unnamed = twice("studies", TASK)
+        assert [each.status for each in unnamed] == [201, 201]
+        assert len({each.json["study"] for each in unnamed}) == 2 and len(server.jobs.jobs) == 4
+
+
+def test_a_job_that_another_kept_out_of_the_study_does_not_hide_it(server: Served) -> None:
+    make(name="mine").write(server.root)
+    first = server.post("studies/mine/resume").json["job"]
+    late = server.jobs.start(Order("mine", str(server.root), ()))
+    server.jobs.become(late.id, JobState.FAILED)
+    assert server.post("studies/mine/cancel").json["job"] == first
+    assert [job.state for job in server.jobs.jobs] == [JobState.FAILED, JobState.STOPPED]
 
 
 def test_a_study_that_a_killed_driver_left_is_not_running(server: Served) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 from tuner.analysis import objective_of, summary
 from tuner.check import check_task
@@ -78,6 +79,7 @@ class Studies:
     def __init__(self, root: str, jobs: Jobs) -> None:
         self.root = root
         self._jobs = jobs
+        self._starting = Lock()  # requests come in threads, and two may ask for the same
         self._gains: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def check(self, upload: Upload, options: Options) -> tuple[Task, list[str]]:
@@ -102,11 +104,12 @@ class Studies:
         task, _ = self.check(upload, options)
         for earlier in options.warm_start:
             self.store(earlier)
-        name = options.study or self._new_name(task)
-        if ResultStore(self.root, name).exists() or self._job_of(name) is not None:
-            raise StudyError(f"study {name!r} exists already")
-        words_ = ("run", upload.name, "--study", name, "--results", self.root, *options.words())
-        job = self._jobs.start(Order(name, self.root, words_, {upload.name: upload.content}))
+        with self._starting:
+            name = options.study or self._new_name(task)
+            if ResultStore(self.root, name).exists() or self._job_of(name) is not None:
+                raise StudyError(f"study {name!r} exists already")
+            words_ = ("run", upload.name, "--study", name, "--results", self.root, *options.words())
+            job = self._jobs.start(Order(name, self.root, words_, {upload.name: upload.content}))
         return body_of_a_job(job, task, options.virtual)
 
     def list(self, limit: int, offset: int) -> StudiesBody:
@@ -131,15 +134,21 @@ class Studies:
 
     def resume(self, name: str, max_concurrent: int | None) -> StudyBody:
         """Goes on with a study where it was left; StudyError where it runs."""
+        at_once = () if max_concurrent is None else ("--max-concurrent", str(max_concurrent))
+        words_ = ("resume", name, "--results", self.root, *at_once)
+        with self._starting:
+            self._require_at_rest(name)
+            job = self._jobs.start(Order(name, self.root, words_))
+        return self._body(name, job)
+
+    def _require_at_rest(self, name: str) -> None:
+        """StudyError where the study runs, or has nothing to go on with."""
         job = self._job_of(name)
         about = self.store(name).about()
         if (job is not None and not job.state.over) or not self._body(name, job).state.ended:
             raise StudyError(f"study {name!r} is being run")
         if about.get("kind") == "bench":
             raise StudyError(f"study {name!r} measured a server that ran already: there is nothing to resume")
-        at_once = () if max_concurrent is None else ("--max-concurrent", str(max_concurrent))
-        words_ = ("resume", name, "--results", self.root, *at_once)
-        return self._body(name, self._jobs.start(Order(name, self.root, words_)))
 
     def store(self, name: str) -> ResultStore:
         """The study's results; LookupError where none are kept."""
@@ -226,9 +235,12 @@ class Studies:
         return self._gains[key]
 
     def _newest_jobs(self) -> dict[str, Job]:
+        """By study its newest job, or an older one that goes on: it kept the newer out of the study."""
         newest: dict[str, Job] = {}
         for job in self._jobs.known(self.root):
-            newest.setdefault(job.study, job)
+            known = newest.setdefault(job.study, job)
+            if known.state.over and not job.state.over:
+                newest[job.study] = job
         return newest
 
     def _job_of(self, name: str) -> Job | None:
