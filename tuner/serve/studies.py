@@ -121,7 +121,7 @@ class Studies:
         return StudiesBody(studies=page, total=len(names))
 
     def study(self, name: str) -> StudyBody:
-        """How one study stands; StudyError where there is none of that name."""
+        """How one study stands; LookupError where there is none of that name."""
         return self._body(name, self._job_of(name))
 
     def cancel(self, name: str) -> StudyBody:
