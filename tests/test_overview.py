@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,8 @@ def run(root: Path, *words: str) -> Result:
 
 def written(root: Path, name: str, age_s: int = 0, **options: object) -> studies.Made:
     made = studies.make(name=name, **options)  # type: ignore[arg-type]
+    made.about["started_at"] = (datetime(2026, 1, 1, tzinfo=UTC) - timedelta(seconds=age_s)).isoformat()
     made.write(root)
-    at = 1_800_000_000 - age_s
-    os.utime(root / name / "study.json", (at, at))
     return made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -164,8 +163,7 @@ def test_the_newest_study_of_a_task_is_found_by_its_name(tmp_path: Path) -> None
     stores = [studies.make(name=name).write(tmp_path) for name in ("one", "two", "three")]
     for age, store in enumerate(stores):
         document = {**store.about()["task"], "task_name": "mine" if age < 2 else "other"}
-        store.amend(task=document)
-        os.utime(Path(store.location, "study.json"), ns=(age * 10**9, age * 10**9))
+        store.amend(task=document, started_at=f"2026-01-01T00:00:0{age}+00:00")
     task = make_task({**stores[0].about()["task"], "task_name": "mine"})
     assert newest_of(task, str(tmp_path)) == "two"
     assert newest_of(make_task({"task_name": "nobody's"}), str(tmp_path)) is None

@@ -76,6 +76,15 @@ def test_the_newest_study_is_the_first(tmp_path: Path) -> None:
     assert studies(tmp_path) == ["new", "old", "oldest"]
 
 
+def test_a_study_that_is_amended_gets_no_newer(tmp_path: Path) -> None:
+    for number, name in enumerate(["first", "second", "third"]):
+        ResultStore(tmp_path, name).create({"started_at": f"2026-01-01T00:00:0{number}+00:00"})
+    ResultStore(tmp_path, "silent").create({"started_at": None})
+    os.utime(tmp_path / "silent" / "study.json", (1e9, 1e9))  # all that is known of its age
+    ResultStore(tmp_path, "first").amend(ended_early="no better configuration in 5 trials")
+    assert studies(tmp_path) == ["third", "second", "first", "silent"]
+
+
 def test_a_root_that_cannot_be_written_ends_in_a_results_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResultsError, match="cannot create"):

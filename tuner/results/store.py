@@ -25,11 +25,10 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from tuner.errors import ResultsError, StudyError
-from tuner.results.places import STUDY_NAME, below, filesystem_of, io_errors
+from tuner.results.places import READERS, STUDY_NAME, below, filesystem_of, io_errors
 from tuner.results.schema import ABOUT, JSON_COLUMNS, TABLES, decoded, require_sound, with_missing_columns
 
 _LOCK_TRIED, _LOCK_POLL_S = 10, 0.05
-_READERS = 16  # files at a time: an object store takes tens of milliseconds for each
 _NUMBERED = re.compile(r"\.?(\d+)\.parquet")  # a trial's file, or what was on its way to be one
 _PART = re.compile(r"\..+\.part")
 
@@ -245,7 +244,7 @@ class ResultStore:
             if info.path.endswith(".parquet") and not info.base_name.startswith(".")
             if not ((number := _NUMBERED.match(info.base_name)) and int(number[1]) in known)
         ]
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             contents = list(pool.map(self._content, files))
         for info, content in zip(files, contents, strict=True):
             try:
