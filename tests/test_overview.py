@@ -80,6 +80,12 @@ def test_how_a_study_stands(tmp_path: Path) -> None:
     assert overview(ResultStore(tmp_path, "now")).trials == 5
 
 
+def test_what_was_refused_cost_no_trial(tmp_path: Path) -> None:
+    made = studies.make(name="mine", fails=lambda config: Cause.NO_SUCH_GPUS if config == {} else None)
+    made.trials[0]["attempts"] = 0
+    assert overview(made.write(tmp_path)).trials == 24
+
+
 def test_only_the_newest_unless_all_are_asked_for(tmp_path: Path) -> None:
     for number in range(27):
         written(tmp_path, f"s{number:02d}", age_s=number, configs=[], requests=2)

@@ -37,8 +37,11 @@ class Overview:
 
     @property
     def trials(self) -> int:
-        """How many have ended, repeats of the best left out."""
-        return 0 if self.results is None else len(without_repeats(self.results).trials)
+        """How many have ended, without repeats of the best and what was refused before it was started."""
+        if self.results is None:
+            return 0
+        attempts = without_repeats(self.results).trials["attempts"]
+        return int((attempts != 0).sum())
 
     @property
     def state(self) -> str:
