@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -41,7 +42,7 @@ from tuner.results import (
     default_root,
     studies,
 )
-from tuner.rows import TrialInfo, record
+from tuner.rows import TrialInfo, record, trial_row
 from tuner.scenarios import parse_scenario
 from tuner.task import make_task
 from tuner.workload import LoadLevel
@@ -301,6 +302,15 @@ def test_the_shares_of_a_curve_are_found_again(planned: int, part: float, data: 
         part=part,
     ).share
     assert float(f"{share:.6g}") == share
+
+
+def test_what_a_server_says_of_itself_is_kept_as_json() -> None:
+    said = {"scale": math.inf, "rope": {"factors": [1.5, math.nan]}, "tp-size": 2}
+    nothing = score(TASK.objective, TASK.slo_terms, [], Failure(Stage.START, Cause.CRASH, "x"))
+    report = Report(1, 0, nothing, done=True, info=ServerInfo("1", None, said))
+    info = TrialInfo(0, "search", {}, [], datetime.now(UTC), 0.0, "", "")
+    kept = trial_row(TASK, ENGINE, info, report)["effective_args"]
+    assert kept == '{"scale": null, "rope": {"factors": [1.5, null]}, "tp-size": 2}'
 
 
 @given(trial=trials())

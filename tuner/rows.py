@@ -75,7 +75,7 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "engine": engine.name,
         "engine_version": report.info.version or None,
         "simulated": engine.simulated,
-        "effective_args": json.dumps(dict(report.info.effective_args)),
+        "effective_args": _as_json(report.info.effective_args),
         "kv_tokens": report.info.kv_tokens,
         "objective_name": task.objective.name,
         "objective_unit": task.objective.unit_on(gpus),
@@ -106,6 +106,11 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "duration_s": info.duration_s,
         "log_path": info.log_path,
     }
+
+
+def _as_json(said: Mapping[str, Any]) -> str:
+    """What a server said; null for what is not finite, which Python would write though JSON knows none."""
+    return json.dumps(json.loads(json.dumps(dict(said)), parse_constant=lambda name: None))
 
 
 def _objectives(task: Task, report: Report) -> str | None:
