@@ -284,6 +284,32 @@ class TestImportance:
         for made in (few, same, studies.make([], baseline=False), studies.make(fails=lambda _: Cause.CRASH)):
             assert analysis.importance(made.results()) is None
 
+    @pytest.mark.parametrize("places", [(3, 2, 1, 0), (2, 0, 3, 1)])
+    def test_is_the_same_however_a_list_is_written(self, places: tuple[int, ...]) -> None:
+        sizes = studies.PARAMETERS["chunked-prefill-size"]
+        shares = [
+            analysis.importance(
+                studies.make(parameters={**studies.PARAMETERS, "chunked-prefill-size": listed}).results()
+            )
+            for listed in (sizes, [sizes[place] for place in places])
+        ]
+        assert shares[0] is not None and shares[1] == pytest.approx(shares[0])
+
+    def test_of_a_long_list_that_descends(self) -> None:
+        sizes = list(range(32))
+        shares = [
+            analysis.importance(
+                studies.make(
+                    [{"x": size, "y": size % 3} for size in sizes],
+                    parameters={"x": listed, "y": [0, 1, 2]},
+                    effect=lambda config: 1.0 + (config.get("x", 0) >= 29),
+                    fails=studies.never_fails,
+                ).results()
+            )
+            for listed in (sizes, sizes[::-1])
+        ]
+        assert shares[0] is not None and shares[1] == pytest.approx(shares[0])
+
     def test_of_what_exists_only(self) -> None:
         """Where one parameter decides another, each by itself explains all that differs."""
         sizes = [1, 2, 3, 4, 5, 6, 7, 8]

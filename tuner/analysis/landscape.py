@@ -15,7 +15,16 @@ import numpy as np
 
 from tuner.analysis import forest
 from tuner.analysis.patterns import MIN_TRIALS, random_expectation
-from tuner.analysis.trials import Status, finished, is_number, is_true, objective_of, rows, status
+from tuner.analysis.trials import (
+    Status,
+    finished,
+    is_number,
+    is_true,
+    natural_order,
+    objective_of,
+    rows,
+    status,
+)
 from tuner.errors import TunerError
 from tuner.results import StudyResults
 from tuner.space import Categorical, Domain, SearchSpace, Value, config_key
@@ -179,7 +188,12 @@ class _Codes:
 
 
 def _levels(domain: Domain) -> tuple[list[Any], bool]:
-    """A domain's values, or upper ends of bins that are equally likely; and whether they have an order."""
+    """A domain's values, or upper ends of bins that are equally likely; and whether they have an order.
+
+    Numbers have one however their list is written, and then ascend.
+    """
+    if isinstance(domain, Categorical) and all(map(is_number, domain.choices)):
+        domain = Categorical(tuple(natural_order(domain.choices)))
     values = domain.values() if domain.size() <= _MOST_LEVELS else None
     if values is not None:
         return list(values), all(map(is_number, values))
