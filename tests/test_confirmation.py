@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
 import pytest
 import studies
+from rich.console import Console
 
 from tuner.analysis import Verdict, summary, without_repeats
 from tuner.analysis.trials import Trial
+from tuner.failures import Cause
+from tuner.report import terminal
+from tuner.results import StudyResults
 
 GRID = studies.grid(studies.PARAMETERS, 24)
 
@@ -86,6 +91,66 @@ def test_a_finalist_that_fails_when_repeated_is_not_recommended() -> None:
             row["failure_cause"] = "crash"
     other = summary(made.results()).best
     assert other is not None and other["config"] != winner["config"]
+
+
+def with_failed_repeats(made: studies.Made, cause: Cause, *configs: studies.Config) -> StudyResults:
+    """`made` as though the repeats of these had failed."""
+    for row in made.trials:
+        if row["kind"] == "confirm" and json.loads(row["config"]) in configs:
+            row |= {"failure_cause": cause, "failure_stage": "load", "objective": None, "score": None}
+            row["loss"] = 2100.0
+    return made.results()
+
+
+FAST, SLOW = {"tp-size": 2}, {"tp-size": 1, "chunked-prefill-size": 512}
+
+
+def test_the_defaults_are_recommended_where_all_that_beat_them_failed_when_repeated() -> None:
+    for repeats in ([{}, FAST], [FAST], [{}, FAST, {}, FAST]):
+        made = studies.make([FAST, SLOW], fails=studies.never_fails, repeats=repeats)
+        answer = summary(with_failed_repeats(made, Cause.OUT_OF_MEMORY, FAST))
+        assert answer.defaults_are_best and answer.verdict is Verdict.NO_GAIN
+        assert "Trial 1 is out: measured again, it ended as “failed: out of memory”." in answer.reason
+
+
+def test_one_that_failed_when_repeated_is_neither_on_the_front_nor_among_the_best_that_are_shown() -> None:
+    first = studies.make(GRID[:6], fails=studies.never_fails)
+    winner = summary(first.results()).best
+    assert winner is not None
+    again = [{}, winner["config"]]
+    made = studies.make(GRID[:6], fails=studies.never_fails, repeats=again)
+    results = with_failed_repeats(made, Cause.CRASH, winner["config"])
+    answer = summary(results)
+    assert answer.best is not None and answer.best["trial"] != winner["trial"]
+    assert answer.out == {winner["trial"]}
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(terminal(results, None))
+    listed = shown.getvalue().partition("The best 5 of 7")[2]
+    numbers = [int(line.split()[0]) for line in listed.splitlines()[2:7]]
+    assert answer.best["trial"] in numbers and winner["trial"] not in numbers
+
+
+def test_a_repeat_that_a_machine_lost_says_nothing_of_its_configuration() -> None:
+    made = studies.make([FAST, SLOW], fails=studies.never_fails, repeats=[{}, FAST, {}, FAST])
+    made.trials[-1]["failure_cause"] = Cause.NODE_LOST
+    answer = summary(made.results())
+    assert answer.best is not None and answer.best["config"] == FAST and not answer.out
+    assert answer.gain is not None and (answer.gain.rounds, answer.gain.baseline_rounds) == (1, 2)
+    results = with_failed_repeats(made, Cause.NODE_LOST, FAST)
+    best = summary(results).best
+    assert best is not None and best["config"] == FAST
+
+
+def test_defaults_that_failed_when_repeated_leave_the_gain_unknown() -> None:
+    for repeats in ([{}, FAST, {}, FAST], [{}]):
+        made = studies.make([FAST, SLOW], fails=studies.never_fails, repeats=repeats)
+        answer = summary(with_failed_repeats(made, Cause.CRASH, {}))
+        assert answer.best is not None and answer.best["config"] == FAST
+        assert (answer.gain, answer.verdict) == (None, Verdict.UNKNOWN)
+        assert answer.reason == "The engine's defaults ended as “failed: crash”: the gain is unknown."
+    made = studies.make([FAST], fails=studies.never_fails, repeats=[{}, FAST])
+    answer = summary(with_failed_repeats(made, Cause.CRASH, {}, FAST))
+    assert answer.best is None and "Nothing held" in answer.reason
 
 
 def test_one_round_has_an_interval_through_the_baselines_first_run() -> None:

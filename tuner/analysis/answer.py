@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tuner.analysis.confirmation import Confirmation, confirmation
+from tuner.analysis.confirmation import Confirmation, confirmation, failed_again
 from tuner.analysis.front import from_the_knee
 from tuner.analysis.trials import (
     Status,
@@ -32,6 +32,7 @@ from tuner.analysis.trials import (
 )
 from tuner.objective import Objective, SloTerm
 from tuner.results import StudyResults
+from tuner.space import config_key
 
 RESAMPLES = 2_000  # of the bootstrap
 CONFIDENCE = 0.95  # that no gain is called one, over all trials together
@@ -82,9 +83,10 @@ class SloStatus:
 
 @dataclass(frozen=True)
 class Summary:
-    """The answer of a study; `reason` is one sentence for the verdict.
+    """The answer of a study; `reason` is a sentence for the verdict, and one for each that is out.
 
     `front` is the Pareto front of several objectives, from its knee on, which is the best; empty for one.
+    `out` are the trials that finished, of configurations that failed when they were measured again.
     """
 
     objective: Objective
@@ -96,6 +98,7 @@ class Summary:
     slo: SloStatus | None
     outcomes: Mapping[str, int]
     front: Sequence[Trial] = ()
+    out: frozenset[int] = frozenset()
 
     @property
     def defaults_are_best(self) -> bool:
@@ -114,12 +117,15 @@ def summary(results: StudyResults) -> Summary:
     """The best trial and what it bought over the baseline.
 
     The best is the one that the repeats at the study's end favour; without repeats, the lowest loss of
-    those that finished. Of several objectives it is the knee of the front.
+    those that finished. Of several objectives it is the knee of the front. One that failed when it was
+    measured again is none.
     """
     objective = objective_of(results)
-    again = confirmation(results, CONFIDENCE)
+    again, failed = confirmation(results, CONFIDENCE), failed_again(results)
     results = without_repeats(results)
-    comparable = rows(finished(results.trials))
+    every = [(config_key(trial["config"]), trial) for trial in rows(finished(results.trials))]
+    comparable = [trial for key, trial in every if key not in failed]
+    out = {int(trial["trial"]): failed[key] for key, trial in every if key in failed}
     front = [comparable[place] for place in from_the_knee([losses_of(trial) for trial in comparable])]
     best: Trial | None = front[0] if front else None
     found = rows(results.trials)
@@ -128,10 +134,10 @@ def summary(results: StudyResults) -> Summary:
     if again is not None:
         best, baseline = again.best, again.baseline or baseline
         gain = _confirmed_gain(objective, again)
-    elif best is not None and baseline is not None and status(baseline) in (Status.FINISHED, Status.HARD_SLO):
+    elif best is not None and baseline is not None and _has_value(baseline, out):
         gain = _gain(results, objective, best, baseline)
-    verdict, reason = _verdict(best, baseline, gain)
-    if best is None and len(measured(results.trials)):
+    verdict, reason = _verdict(best, baseline, gain, out)
+    if best is None and not out and len(measured(results.trials)):
         reason = "Every trial that was measured broke an SLO that must hold (hard_fail)."
     return Summary(
         objective=objective,
@@ -139,23 +145,38 @@ def summary(results: StudyResults) -> Summary:
         baseline=baseline,
         gain=gain,
         verdict=verdict,
-        reason=reason,
+        reason=" ".join([reason, *_told(out, baseline)]),
         slo=_slo_status(results),
         outcomes=Counter(outcome(trial) for trial in rows(results.trials)),
         front=front if len(objectives_of(results)) > 1 else (),
+        out=frozenset(out),
     )
 
 
-def _verdict(best: Trial | None, baseline: Trial | None, gain: Gain | None) -> tuple[Verdict, str]:
+def _has_value(baseline: Trial, out: Mapping[int, str]) -> bool:
+    """Whether a gain over the baseline can be told."""
+    return baseline["trial"] not in out and status(baseline) in (Status.FINISHED, Status.HARD_SLO)
+
+
+def _told(out: Mapping[int, str], baseline: Trial | None) -> list[str]:
+    """A sentence for each trial but the baseline that is `out`."""
+    searched = [number for number in out if baseline is None or number != baseline["trial"]]
+    return [f"Trial {number} is out: measured again, it ended as “{out[number]}”." for number in searched]
+
+
+def _verdict(
+    best: Trial | None, baseline: Trial | None, gain: Gain | None, out: Mapping[int, str]
+) -> tuple[Verdict, str]:
     if best is None:
-        return Verdict.UNKNOWN, "No trial finished."
+        return Verdict.UNKNOWN, "Nothing held when it was measured again." if out else "No trial finished."
     if baseline is None:
         return Verdict.UNKNOWN, "The engine's defaults were not measured, so the gain is unknown."
     if gain is None:
-        return Verdict.UNKNOWN, f"The engine's defaults ended as “{outcome(baseline)}”: the gain is unknown."
+        ended = out.get(baseline["trial"], outcome(baseline))
+        return Verdict.UNKNOWN, f"The engine's defaults ended as “{ended}”: the gain is unknown."
     if best["kind"] == "baseline":
         lucky = "What looked better at first was not when it was measured again."
-        nothing = "Nothing that was measured is better than the engine's defaults."
+        nothing = f"Nothing that {'held' if out else 'was measured'} is better than the engine's defaults."
         return Verdict.NO_GAIN, lucky if gain.rounds else nothing
     if is_true(best["slo_met"]) and not is_true(baseline["slo_met"]):
         return Verdict.BETTER, "It meets the SLOs, which the engine's defaults violate."

@@ -21,10 +21,12 @@ from tuner.analysis.trials import (
     losses_of,
     objective_of,
     objectives_of,
+    outcome,
     overrides,
     rows,
     status,
 )
+from tuner.failures import INFRASTRUCTURE
 from tuner.plan import FINALISTS
 from tuner.results import StudyResults
 from tuner.space import config_key
@@ -54,7 +56,7 @@ class Confirmation:
 
 
 def confirmation(results: StudyResults, confidence: float) -> Confirmation | None:
-    """The verdict of the repeats; None where nothing was repeated to its end.
+    """The verdict of the repeats; None where nothing was repeated to its end, or all of it failed then.
 
     The interval is Student's, with the variance of log(objective) between repeats pooled over all
     configurations that were repeated. The baseline's first run counts as a repeat: it was not picked for
@@ -65,7 +67,10 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
     repeats: dict[str, list[Trial]] = {}
     for trial in _kind(results, "confirm"):
         repeats.setdefault(config_key(trial["config"]), []).append(trial)
-    whole = {key: trials for key, trials in repeats.items() if key in first and all(map(_counts, trials))}
+    kept = {key: [each for each in trials if not _lost(each)] for key, trials in repeats.items()}
+    whole = {
+        key: trials for key, trials in kept.items() if key in first and trials and all(map(_counts, trials))
+    }
     defaults = config_key({})
     if not whole.keys() - {defaults}:
         return None
@@ -83,6 +88,21 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
         baseline_rounds=len(whole.get(defaults, ())),
         margin=_margin(groups, best, defaults, confidence) if known else None,
     )
+
+
+def failed_again(results: StudyResults) -> dict[str, str]:
+    """How each configuration ended, by its key, that finished and failed when it was measured again.
+
+    One that was lost to infrastructure did not fail.
+    """
+    sound = {
+        config_key(trial["config"])
+        for trial in _kind(results, "baseline", "search")
+        if status(trial) is Status.FINISHED
+    }
+    again = [(config_key(trial["config"]), trial) for trial in _kind(results, "confirm") if not _lost(trial)]
+    ends = (Status.FAILED, Status.HARD_SLO)
+    return {key: outcome(trial) for key, trial in again if key in sound and status(trial) in ends}
 
 
 def one_more(results: StudyResults, config: Mapping[str, Any], confidence: float) -> float | None:
@@ -134,6 +154,11 @@ def _measured_on(results: StudyResults, repeats: Mapping[str, Sequence[Trial]]) 
 
 def _counts(trial: Trial) -> bool:
     return status(trial) is Status.FINISHED and is_scored(trial) and 0 < trial["objective"] < math.inf
+
+
+def _lost(trial: Trial) -> bool:
+    """Whether a machine was at fault that it did not finish."""
+    return trial["failure_cause"] in INFRASTRUCTURE
 
 
 def _kind(results: StudyResults, *kinds: str) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def _launch(launch: str | None) -> Iterator[RenderableType]:
 
 def _top(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[RenderableType]:
     compared = finished(results.trials)
-    ranked = rows(compared.sort_values("loss"))
+    ranked = [trial for trial in rows(compared.sort_values("loss")) if trial["trial"] not in answer.out]
     shown = ranked[:_TOP] + [trial for trial in ranked[_TOP:] if trial["kind"] == "baseline"]
     if not shown:
         return
@@ -105,7 +105,7 @@ def _top(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[R
             cells.append("met" if is_true(trial["slo_met"]) else "missed")
         table.add_row(*cells, Text(words.config_text(trial["config"])))
     first = ", as first measured" if answer.gain is not None and answer.gain.rounds else ""
-    yield _section(f"The best {min(_TOP, len(ranked))} of {len(ranked)} finished trials{first}")
+    yield _section(f"The best {min(_TOP, len(ranked))} of {len(compared)} finished trials{first}")
     yield _indented(table)
 
 
