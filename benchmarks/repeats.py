@@ -31,7 +31,7 @@ from search_quality import Surface
 
 from tuner.analysis.answer import CONFIDENCE
 from tuner.analysis.confirmation import EQUAL, SURE_AT_EACH_LOOK, half_width, pooled
-from tuner.plan import FINALISTS
+from tuner.plan import FINALISTS, planned_repeats
 from tuner.search.repeats import due
 
 MEASURED = 24  # of the best configurations, and the best of the wrong ones, once each
@@ -81,7 +81,7 @@ def told(gain: float, count: int, spare: int, noise: float, rng: np.random.Gener
         return False, 0
     best = min(repeated.keys() - {BASELINE}, key=lambda key: float(np.mean(runs[key])))
     fair = {key: runs[key] if key == BASELINE else runs[key][1:] for key in repeated}
-    measured_on = repeated.total() > STUDY_ROUNDS * (FINALISTS + 1)
+    measured_on = repeated.total() > planned_repeats(STUDY_ROUNDS, len(better), baseline=True)
     sure = SURE_AT_EACH_LOOK if measured_on else CONFIDENCE
     noise_seen = pooled(fair.values())
     assert noise_seen is not None

@@ -11,6 +11,8 @@ import studies
 from rich.console import Console
 
 from tuner.analysis import Verdict, summary, without_repeats
+from tuner.analysis.answer import CONFIDENCE
+from tuner.analysis.confirmation import SURE_AT_EACH_LOOK, confirmation
 from tuner.analysis.trials import Trial
 from tuner.failures import Cause
 from tuner.report import terminal
@@ -183,3 +185,29 @@ def test_the_defaults_are_recommended_where_nothing_is_better_by_more_than_a_sta
         row["loss"] = 1.0 if row["config"] == "{}" else 0.995
     answer = summary(made.results())
     assert answer.defaults_are_best and answer.verdict is Verdict.NO_GAIN
+
+
+@pytest.mark.parametrize("others", [[], [{"tp-size": 1, "chunked-prefill-size": 512}]])
+def test_the_interval_is_wider_where_more_was_measured_than_the_rounds_of_one_alone(
+    others: list[studies.Config],
+) -> None:
+    """Of one that beats the defaults alone, a round is two repeats, whatever else was tried."""
+    margins = []
+    for again in (4, 5, 6):
+        repeats = [{}, FAST, {}, FAST, FAST, {}][:again]
+        made = studies.make([FAST, *others], fails=studies.never_fails, drift=0.05, repeats=repeats)
+        results = made.results()
+        found, sure = (confirmation(results, level) for level in (CONFIDENCE, SURE_AT_EACH_LOOK))
+        assert found is not None and sure is not None
+        margins.append((found.margin, sure.margin))
+    within, *beyond = margins
+    assert within[0] < within[1]
+    assert all(found == sure for found, sure in beyond)
+
+
+def test_a_round_of_two_that_beat_the_defaults_is_three_repeats() -> None:
+    other = {"tp-size": 2, "chunked-prefill-size": 4096}
+    made = studies.make([FAST, other], fails=studies.never_fails, drift=0.05, repeats=[{}, FAST, other] * 2)
+    found, sure = (confirmation(made.results(), level) for level in (CONFIDENCE, SURE_AT_EACH_LOOK))
+    assert found is not None and sure is not None
+    assert found.margin is not None and sure.margin is not None and found.margin < sure.margin

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuner.plan import GP_TRIALS, advise, advise_as_measured, planned_trials, sampler_of
+from tuner.plan import GP_TRIALS, advise, advise_as_measured, planned_repeats, planned_trials, sampler_of
 from tuner.task import make_task
 
 
@@ -57,3 +57,8 @@ def test_a_search_is_no_longer_than_its_space() -> None:
     assert planned_trials(task_with(7)) == 8
     assert planned_trials(task_with(7, baseline=False, max_iterations=5)) == 5
     assert planned_trials(task_with(500, strategy="grid")) == 501
+
+
+def test_repeats_are_of_the_finalists_that_there_are_and_of_the_baseline_that_runs() -> None:
+    assert [planned_repeats(2, count, baseline=True) for count in (0, 1, 2, 9)] == [0, 4, 6, 6]
+    assert [planned_repeats(2, count, baseline=False) for count in (0, 1, 2, 9)] == [0, 2, 4, 4]

@@ -17,6 +17,7 @@ from tuner.plan import (
     advise,
     advise_as_measured,
     allowed_size,
+    planned_repeats,
     planned_trials,
     sampler_of,
     trial_guess_s,
@@ -56,7 +57,7 @@ def _version(engine: Engine) -> tuple[str | None, EngineUnavailable | None]:
 def _cost(task: Task, engine: Engine) -> Iterator[str]:
     options, trials, advice = task.optimization, planned_trials(task), advise(task)
     fewest, most = task.gpu_range(engine.gpus)
-    repeats = options.confirm * (FINALISTS + options.baseline)
+    repeats = planned_repeats(options.confirm, FINALISTS, baseline=options.baseline)
     yield f"Strategy    {options.strategy}, {trials} trials" + (f" and {repeats} repeats" if repeats else "")
     if not options.enumerates:
         sampler = sampler_of(task)

@@ -93,6 +93,11 @@ def planned_trials(task: Task, elsewhere: int = 0) -> int:
     return int(min(options.max_iterations, whole))
 
 
+def planned_repeats(rounds: int, candidates: int, *, baseline: bool) -> int:
+    """The repeats of so many rounds: in each of them of the best candidates, and once of the baseline."""
+    return rounds * (min(FINALISTS, candidates) + baseline) if candidates else 0
+
+
 def allowed_size(task: Task) -> float:
     """How many configurations the constraints leave; all of them where they are too many to count."""
     size = task.space.size

@@ -17,6 +17,7 @@ from tuner.analysis.front import from_the_knee
 from tuner.analysis.trials import (
     Status,
     Trial,
+    finished,
     is_scored,
     losses_of,
     objective_of,
@@ -25,9 +26,10 @@ from tuner.analysis.trials import (
     overrides,
     rows,
     status,
+    without_repeats,
 )
 from tuner.failures import INFRASTRUCTURE
-from tuner.plan import FINALISTS
+from tuner.plan import planned_repeats
 from tuner.results import StudyResults
 from tuner.space import config_key
 from tuner.task.optimization import Optimization
@@ -148,8 +150,18 @@ def _measured_on(results: StudyResults, repeats: Mapping[str, Sequence[Trial]]) 
     """Whether there are more repeats than a study has rounds for."""
     asked = (results.about["task"].get("optimization") or {}).get("confirm")
     rounds = asked if isinstance(asked, int) else Optimization().confirm
-    in_round = FINALISTS + (config_key({}) in repeats)
-    return sum(len(trials) for trials in repeats.values()) > rounds * in_round
+    planned = planned_repeats(rounds, _candidates(results), baseline=config_key({}) in repeats)
+    return sum(map(len, repeats.values())) > planned
+
+
+def _candidates(results: StudyResults) -> int:
+    """How many configurations there were to repeat: what beat the baseline, or stands on the front."""
+    first = rows(finished(without_repeats(results).trials))
+    if len(objectives_of(results)) > 1:
+        first = [first[place] for place in from_the_knee([losses_of(trial) for trial in first])]
+        return sum(trial["kind"] != "baseline" for trial in first)
+    bound = min((trial["loss"] for trial in first if trial["kind"] == "baseline"), default=math.inf)
+    return sum(trial["loss"] < bound for trial in first)
 
 
 def _counts(trial: Trial) -> bool:

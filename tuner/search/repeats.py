@@ -12,7 +12,7 @@ import numpy as np
 
 from tuner.analysis.confirmation import EQUAL, SURE_AT_EACH_LOOK, half_width, pooled
 from tuner.objective import HARD_SLO_TIER
-from tuner.plan import FINALISTS
+from tuner.plan import planned_repeats
 from tuner.search.surrogate import expected_improvement
 
 _NEGLIGIBLE = EQUAL / 2  # share of the score that a wrong choice between two may be expected to cost
@@ -37,7 +37,9 @@ def due(
     fails is out. Then up to `spare` more, while two that matter cannot be told apart. `baseline` is None
     where it would only fail.
     """
-    in_round, begun = min(FINALISTS, len(candidates)), sum(repeated.values())
+    in_round = planned_repeats(1, len(candidates), baseline=False)
+    planned = planned_repeats(rounds, len(candidates), baseline=baseline is not None)
+    begun = sum(repeated.values())
     of_baseline = 0 if baseline is None else repeated.get(baseline, 0)
     of_others = begun - of_baseline
     candidates = [key for key in candidates if _sound(runs[key])]
@@ -48,7 +50,6 @@ def due(
     field = _Field(runs, under_way, baseline)
     if of_others < rounds * in_round:
         return field.less_measured(*field.leading(candidates))
-    planned = rounds * (in_round + (baseline is not None))
     pair = field.undecided(candidates) if begun < planned + spare else None
     return field.less_measured(*pair) if pair else None
 

@@ -21,7 +21,7 @@ from tuner.capacity import Capacity
 from tuner.failures import Failure
 from tuner.objective import FAILED_TIER, HARD_SLO_TIER
 from tuner.past import Past, PastTrial
-from tuner.plan import FINALISTS
+from tuner.plan import FINALISTS, planned_repeats
 from tuner.search.encoding import Encoding
 from tuner.search.queue import Pending, Queue
 from tuner.search.repeats import due
@@ -221,7 +221,7 @@ class StudySearcher(Searcher):
         defaults, several = config_key({}), len(self._metrics) > 1
         ranked = [key for key in self._ranked() if key != defaults and (several or key not in self._stopped)]
         served = self._losses.get(defaults, {}).get(METRIC, math.inf) < FAILED_TIER  # else it would only fail
-        self._repeats = self.rounds * (min(FINALISTS, len(ranked)) + served) if ranked else 0
+        self._repeats = planned_repeats(self.rounds, len(ranked), baseline=served)
         under_way = Counter(pending.suggestion.key for pending in self._queue)
         key = due(
             ranked[:FINALISTS] if several else ranked,

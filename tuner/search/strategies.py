@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 from tuner.errors import UsageError
 from tuner.experience import NOTHING, Experience, Known
 from tuner.past import Past
-from tuner.plan import FINALISTS, planned_trials, sampler_of
+from tuner.plan import FINALISTS, planned_repeats, planned_trials, sampler_of
 from tuner.search.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.search.gp_sampler import GpSampler
 from tuner.search.searcher import StudySearcher
@@ -83,7 +83,7 @@ def make_searcher(
     tried = [config for config in every if space.contains(config)]
     budget = planned_trials(task, elsewhere=len(every) - len(tried))
     inner = _inner(task, space, seed, budget, known, tried)
-    repeats = options.confirm * (FINALISTS + options.baseline)
+    repeats = planned_repeats(options.confirm, FINALISTS, baseline=options.baseline)
     searcher = StudySearcher(
         inner.searcher,
         inner.encoding,
