@@ -21,7 +21,7 @@ import pandas as pd
 from tuner.analysis import Status, status, summary
 from tuner.analysis.answer import CONFIDENCE, STARTS_DIFFER
 from tuner.analysis.confirmation import EQUAL, one_more
-from tuner.analysis.trials import Trial, is_true, objectives_of, rows
+from tuner.analysis.trials import REQUEST_COLUMNS, Trial, is_true, objective_of, objectives_of, rows
 from tuner.bench import Kept, measured
 from tuner.engines import make_engine
 from tuner.engines.base import Config, Engine, RunningEngine, StartsExported
@@ -259,10 +259,10 @@ def allowance(results: StudyResults, promise: Trial, kept: Kept) -> float:
     if repeated is not None:
         return max(repeated, math.log1p(EQUAL))
     steps = rows(results.steps[results.steps["trial"] == promise["trial"]])
-    column = {"minimize_ttft": "ttft", "minimize_tpot": "tpot"}.get(objectives_of(results)[0].name, "latency")
-    ours = _relative([(step[f"{column}_mean_s"], step[f"{column}_ci95_s"]) for step in steps])
-    name = {"latency": "e2e_s"}.get(column, f"{column}_s")
-    theirs = _relative([(level[name]["mean"], level[name]["ci95"]) for level in kept.levels()])
+    latency, _ = objective_of(results).steered_by
+    ours = _relative([(step[f"{latency}_mean_s"], step[f"{latency}_ci95_s"]) for step in steps])
+    told = [level[REQUEST_COLUMNS[latency]] for level in kept.levels()]
+    theirs = _relative([(each["mean"], each["ci95"]) for each in told])
     return math.hypot(STARTS_DIFFER, ours, theirs)
 
 

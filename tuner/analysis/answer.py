@@ -16,6 +16,7 @@ import pandas as pd
 from tuner.analysis.confirmation import Confirmation, confirmation, failed_again
 from tuner.analysis.front import from_the_knee
 from tuner.analysis.trials import (
+    REQUEST_COLUMNS,
     Status,
     Trial,
     finished,
@@ -38,7 +39,6 @@ RESAMPLES = 2_000  # of the bootstrap
 CONFIDENCE = 0.95  # that no gain is called one, over all trials together
 STARTS_DIFFER = 0.02  # by what one start may differ from the next: twice the CV of repeats, 0.5-1.1 %
 SMALLEST_GAIN = 0.01  # below this share a gain without an interval is called none
-REQUEST_COLUMNS = {"minimize_latency": "e2e_s", "minimize_ttft": "ttft_s", "minimize_tpot": "tpot_s"}
 
 
 class Verdict(StrEnum):
@@ -288,7 +288,7 @@ def _latencies(results: StudyResults, trial: int) -> dict[Any, pd.Series[float]]
     objective = objective_of(results)
     if objective.maximise:
         return {}
-    column = REQUEST_COLUMNS[objective.name]
+    column = REQUEST_COLUMNS[objective.steered_by[0]]
     requests = results.requests[results.requests["trial"] == trial]
     good = requests[requests["error"].isna()].dropna(subset=[column]).set_index("request")
     levels = {step: level[column].astype(float) for step, level in good.groupby("step")}

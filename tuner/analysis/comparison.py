@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from tuner.analysis.answer import CONFIDENCE, REQUEST_COLUMNS, STARTS_DIFFER, Summary, summary
+from tuner.analysis.answer import CONFIDENCE, STARTS_DIFFER, Summary, summary
 from tuner.analysis.confirmation import deviation, runs_of
-from tuner.analysis.trials import Trial, objective_of, objectives_of, slo_terms
+from tuner.analysis.trials import REQUEST_COLUMNS, Trial, objective_of, objectives_of, slo_terms
 from tuner.errors import ResultsError, TunerError
 from tuner.objective import SloTerm
 from tuner.results import StudyResults
@@ -28,7 +28,6 @@ from tuner.space import config_key
 from tuner.task import make_task
 
 _LOAD = "load"
-_STEP_COLUMNS = {"minimize_latency": "latency", "minimize_ttft": "ttft", "minimize_tpot": "tpot"}
 _MUST_AGREE = ("objective", "SLOs", _LOAD, "kind of measurement")
 
 
@@ -134,7 +133,7 @@ def _prompts_error(results: StudyResults, trial: Trial | None) -> float:
     """From how the latencies of one trial's requests differ; 0 where nothing tells."""
     if trial is None:
         return 0.0
-    column = REQUEST_COLUMNS.get(objective_of(results).name, "e2e_s")
+    column = REQUEST_COLUMNS[objective_of(results).steered_by[0]]
     requests = results.requests[results.requests["error"].isna()]
     requests = requests[requests["trial"] == trial["trial"]]
     levels = requests.groupby("step")[column]
@@ -279,9 +278,10 @@ def spread(side: Side, trial: Trial | None) -> Spread | None:
         error, freedom = noise
         wide = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error / math.sqrt(len(repeats))
         return Spread(value * math.exp(-wide), value * math.exp(wide), "repeats")
-    name = _STEP_COLUMNS.get(objective_of(side.results).name)
+    objective = objective_of(side.results)
+    column = f"{objective.steered_by[0]}_ci95_s"
     steps = side.results.steps[side.results.steps["trial"] == trial["trial"]]
-    if name is None or steps.empty or steps[f"{name}_ci95_s"].isna().any():
+    if objective.maximise or steps.empty or steps[column].isna().any():
         return None
-    half = math.sqrt(float((steps[f"{name}_ci95_s"] ** 2).sum())) / len(steps)
+    half = math.sqrt(float((steps[column] ** 2).sum())) / len(steps)
     return Spread(value - half, value + half, "requests")

@@ -23,6 +23,7 @@ from tuner.results import StudyResults
 from tuner.task.slo import SloSpec
 
 Trial = Mapping[str, Any]  # one row of the trials table
+REQUEST_COLUMNS = {"ttft": "ttft_s", "tpot": "tpot_s", "latency": "e2e_s"}  # of a request, by latency
 _TELLING = ["failure_cause", "slo_hard_failed", "stopped_early", "score", "loss", "objectives"]
 
 

@@ -60,10 +60,7 @@ _TOLD = (
     *("slo_met", "slo_worst", "slo_worst_violation"),
     *("failure_stage", "failure_cause", "failure_detail", "max_load", "start_s", "duration_s"),
 )
-_LEVEL_COLUMNS = {
-    "minimize_latency": "latency_mean_s",
-    "minimize_ttft": "ttft_mean_s",
-    "minimize_tpot": "tpot_mean_s",
+_RATES = {
     "maximize_throughput": "total_tok_s_per_gpu",
     "maximize_output_throughput": "output_tok_s_per_gpu",
 }
@@ -188,7 +185,9 @@ def _plain(value: Any) -> Any:
 
 def _levels(results: StudyResults, row: Trial) -> dict[int, float]:
     """The objective at each load level, counted from 1."""
-    column = _LEVEL_COLUMNS.get(objective_of(results).name)
+    objective = objective_of(results)
+    latency = f"{objective.steered_by[0]}_mean_s"
+    column = _RATES.get(objective.name) if objective.maximise else latency
     steps = results.steps[results.steps["trial"] == row["trial"]]
     found = {} if column is None else dict(zip(steps["step"], steps[column], strict=True))
     return {int(step) + 1: float(value) for step, value in found.items() if pd.notna(value)}

@@ -12,14 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tuner.analysis import Summary, finished, measured, pareto
-from tuner.analysis.trials import Trial, objectives_of, rows
+from tuner.analysis.trials import REQUEST_COLUMNS, Trial, objectives_of, rows
 from tuner.objective import SloTerm
 from tuner.report import words
 from tuner.report.canvas import BLUE, GREEN, INK, NARROW, ORANGE, RED, WIDE, axes_of, legend
 from tuner.results import StudyResults
 from tuner.space import config_key
 
-_REQUEST_COLUMNS = {"ttft": "ttft_s", "tpot": "tpot_s", "latency": "e2e_s"}
 _LATENCY_NAMES = {"ttft": "TTFT", "tpot": "TPOT", "latency": "end-to-end latency"}
 _MOST_POINTS = 400  # of a curve
 _THROUGHPUT = "total_tok_s_per_gpu"
@@ -31,8 +30,7 @@ def tradeoff_plots(results: StudyResults, answer: Summary) -> dict[str, Figure]:
     The latency is the first one with an SLO, else the objective's, else the end-to-end mean.
     """
     terms = answer.slo.terms if answer.slo is not None else ()
-    of_objective = "latency" if answer.objective.maximise else answer.objective.name.removeprefix("minimize_")
-    latency, statistic = (terms[0].latency, terms[0].statistic) if terms else (of_objective, "mean")
+    latency, statistic = (terms[0].latency, terms[0].statistic) if terms else answer.objective.steered_by
     column = f"{latency}_{statistic}_s"
     steps = results.steps[results.steps["trial"].isin(measured(results.trials)["trial"])]
     figures = {}
@@ -111,7 +109,7 @@ def distribution_plots(results: StudyResults, answer: Summary) -> Iterator[tuple
         return
     runs = {"best": _runs(results, answer.best), "engine's defaults": _runs(results, answer.baseline)}
     for level in _highest_in_common(results.steps, *runs.values()):
-        for latency, column in _REQUEST_COLUMNS.items():
+        for latency, column in REQUEST_COLUMNS.items():
             samples = {name: _latencies(results, own, level, column) for name, own in runs.items()}
             if any(len(sample) < 2 for sample in samples.values()):
                 continue
