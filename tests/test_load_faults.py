@@ -25,6 +25,7 @@ from contracts.scripted_server import (
 from tuner.load import client
 from tuner.load.client import NativeClient
 from tuner.metrics import RequestError, summarise
+from tuner.prompts import prompts
 from tuner.workload import LoadLevel
 
 
@@ -40,6 +41,28 @@ def test_bad_status(code: int) -> None:
         result = put(NativeClient(), server.url, level(max_requests=3))
     assert {(r.error, r.status, r.e2e_s) for r in result.records} == {(RequestError.HTTP, code, None)}
     assert server.connections == 2  # the connection is as good as before
+
+
+def test_a_record_stands_at_the_place_of_its_prompt_though_connections_are_closed() -> None:
+    """Who has to connect again sends later than those that were given their prompts after it."""
+
+    async def script(call: Call) -> None:
+        closes = call.number % 3 == 0
+        body = b"".join(token_events(call.body["max_tokens"]))
+        kept = b"close" if closes else b"keep-alive"
+        head = b"HTTP/1.1 200 OK\r\nConnection: %b\r\nContent-Length: %d\r\n\r\n" % (kept, len(body))
+        await call.send(head + body)
+        if closes:
+            call.close()
+
+    load = level("U(5,20)/(1,40)", concurrency=16, max_requests=200, warmup_requests=10)
+    with ScriptedServer(script) as server:
+        records = put(NativeClient(), server.url, load).records
+    assert [record.number for record in records] == list(range(200))
+    texts = prompts(load)
+    assert [record.output_tokens for record in records] == [
+        texts[10 + number].output_tokens for number in range(200)
+    ]
 
 
 @pytest.mark.parametrize("code", [429, 503])

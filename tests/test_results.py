@@ -201,6 +201,7 @@ RECORDS = st.builds(
     output_tokens=st.integers(0, 2**31 - 1),
     error=st.none() | st.sampled_from(RequestError),
     status=st.none() | st.integers(100, 599),
+    number=st.integers(0, 2**31 - 1),
 )
 FAILURES = st.builds(
     Failure,
@@ -372,10 +373,10 @@ def test_rows_of_any_trial_come_back(folder: Path, trial: tuple[TrialInfo, Repor
         assert row_["output_tok_s_per_gpu"] == metrics.output_tok_s / metrics.gpus
         assert row_["client_lag_s"] == step.load.client_lag_s
 
-    sent = [(n, r) for n, step in enumerate(steps) for r in enumerate(step.load.records)]
+    sent = [(number, request) for number, step in enumerate(steps) for request in step.load.records]
     assert len(found.requests) == len(sent)
-    for (step_number, (number, request)), (_, row_) in zip(sent, found.requests.iterrows(), strict=True):
-        assert (row_["step"], row_["request"]) == (step_number, number)
+    for (step_number, request), (_, row_) in zip(sent, found.requests.iterrows(), strict=True):
+        assert (row_["step"], row_["request"]) == (step_number, request.number)
         for name in ("sent_s", "ttft_s", "tpot_s", "e2e_s", "input_tokens", "output_tokens"):
             assert same(row_[name], getattr(request, name)), name
         assert same(row_["error"], request.error and request.error.value)

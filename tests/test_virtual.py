@@ -133,6 +133,8 @@ def test_an_open_loop_sends_when_requests_are_due_and_holds_what_finds_no_room()
     assert {record.late_s for record in result.records} == {0.0}
     held = put(Clockwork(), replace(load, concurrency=1))
     assert held.held == 7
+    cut = put(Clockwork(), replace(load, concurrency=1, warmup_requests=2), timeout_s=1.6)
+    assert [record.number for record in cut.records] == list(range(len(cut.records)))
     assert len(held.records) == 8
     assert max(record.late_s or 0.0 for record in held.records) == pytest.approx(7 * 0.25, abs=0.11)
 

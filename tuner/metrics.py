@@ -35,7 +35,8 @@ class RequestRecord:
     `sent_s` counts from the start of the measured window. `ttft_s` and `e2e_s` count from the moment
     at which the request was sent (None for what never came). Token counts are the server's `usage`.
     In an open loop `sent_s` is when the request was *due*, so that a stalled server or client cannot hide
-    behind requests that were not sent; `late_s` is how long after that it was sent.
+    behind requests that were not sent; `late_s` is how long after that it was sent. `number` counts from the
+    first measured request, in the order in which their prompts are given out.
     """
 
     sent_s: float
@@ -46,6 +47,7 @@ class RequestRecord:
     error: RequestError | None = None
     status: int | None = None
     late_s: float | None = None
+    number: int = 0
 
     @property
     def tpot_s(self) -> float | None:

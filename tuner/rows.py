@@ -176,7 +176,7 @@ def request_rows(step: Step) -> list[dict[str, Any]]:
     """Columns of `requests` without study, trial and step."""
     return [
         {
-            "request": number,
+            "request": request.number,
             "sent_s": request.sent_s,
             "ttft_s": request.ttft_s,
             "tpot_s": request.tpot_s,
@@ -187,5 +187,5 @@ def request_rows(step: Step) -> list[dict[str, Any]]:
             "http_status": request.status,
             "late_s": request.late_s,
         }
-        for number, request in enumerate(step.load.records)
+        for request in step.load.records
     ]

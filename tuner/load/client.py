@@ -181,10 +181,10 @@ class _Run:
     def _next(self) -> tuple[int, Phase] | None:
         """The next request of a closed loop, by number, and its phase; None when there is no other."""
         if self._phase is self._warmup:
-            if (number := self._warmup.next_number()) is not None:
+            if (number := self._warmup.next_number(perf_counter())) is not None:
                 return number, self._warmup
             self._measure_from(perf_counter())
-        number = self._phase.next_number()
+        number = self._phase.next_number(perf_counter())
         return None if number is None else (number, self._phase)
 
     async def _keep_busy(self) -> None:
@@ -192,7 +192,7 @@ class _Run:
         connection = self._spare.pop() if self._spare else None
         while (following := self._next()) is not None:
             number, phase = following
-            request, exchange = self._new(number)
+            request, exchange = self._new(number, phase)
             phase.began(exchange)
             connection = await self._exchange(connection, request, exchange)
             phase.ended(exchange)
@@ -219,7 +219,7 @@ class _Run:
 
     async def _send(self, number: int, due_s: float, phase: Phase, room: asyncio.Semaphore) -> None:
         """One request of an open loop, as soon as there is room for it."""
-        request, exchange = self._new(number, due_s)
+        request, exchange = self._new(number, phase, due_s)
         phase.began(exchange)
         phase.held += room.locked()
         async with room:
@@ -229,9 +229,10 @@ class _Run:
         if connection is not None:
             self._spare.append(connection)
 
-    def _new(self, number: int, due_s: float | None = None) -> tuple[bytes, Exchange]:
+    def _new(self, number: int, phase: Phase, due_s: float | None = None) -> tuple[bytes, Exchange]:
         request, tokens = self._requests[number]
-        return request, Exchange(tokens, BODY_BYTES + BODY_BYTES_PER_TOKEN * tokens, perf_counter(), due_s)
+        most_bytes, place = BODY_BYTES + BODY_BYTES_PER_TOKEN * tokens, number - phase.numbers.start
+        return request, Exchange(tokens, most_bytes, perf_counter(), due_s, place)
 
     async def _exchange(
         self, connection: Connection | None, request: bytes, exchange: Exchange

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def read_results(content: bytes, level: LoadLevel) -> LoadResult:
     asked = level.scenario.output_tokens if isinstance(level.scenario, Deterministic) else 0
     try:
         found = json.loads(content)
-        records = tuple(_record(request, asked) for request in found["individual_request_metrics"])
-        return LoadResult(records, _seconds(found["aggregated_metrics"]["run_duration"]))
+        records = [_record(request, asked) for request in found["individual_request_metrics"]]
+        numbered = tuple(replace(record, number=number) for number, record in enumerate(records))
+        return LoadResult(numbered, _seconds(found["aggregated_metrics"]["run_duration"]))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return _failed(RequestError.MALFORMED)
 

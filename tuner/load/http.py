@@ -27,16 +27,17 @@ CONNECT_TIMEOUT_S = 10.0
 class Exchange:
     """One request and what came back for it.
 
-    `asked_tokens` is how many were asked for. `sent_s` and `stamps` are `perf_counter` times, and so is
-    `due_s`, when it was to be sent in an open loop; `ends[i]` is the length of `body` after the read stamped
-    `stamps[i]`. `finished_s` is when the response ended as its framing promised, or else when the `fault`
-    was met.
+    `asked_tokens` is how many were asked for, `number` its record's. `sent_s` and `stamps` are `perf_counter`
+    times, and so is `due_s`, when it was to be sent in an open loop; `ends[i]` is the length of `body` after
+    the read stamped `stamps[i]`. `finished_s` is when the response ended as its framing promised, or else
+    when the `fault` was met.
     """
 
     asked_tokens: int
     body_limit_bytes: int
     sent_s: float
     due_s: float | None = None
+    number: int = 0
     finished_s: float | None = None
     status: int | None = None
     fault: RequestError | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Iterable
 from time import perf_counter
 
 from tuner.load.base import Glance
@@ -14,34 +15,55 @@ from tuner.metrics import RequestError, RequestRecord
 UNREAD_BYTES = 256 * 2**20  # of answers kept to be read after the window; beyond, they are read at once
 
 
-class Phase:
-    """Some requests put on the server until they run out or the time is up.
+class Window:
+    """Some requests to put on a server until they run out or the time is up, by whatever clock.
 
     `started_s` is when the first was sent or due, `idle_s` when a slot first came free and sent no other
     one; in an open loop, when the first would be due that is not sent any more. `held` counts requests
     that were due and had to wait for others to end.
     """
 
-    def __init__(self, numbers: range, max_time_s: float, started_s: float | None = None) -> None:
-        self.started_s = perf_counter() if started_s is None else started_s
-        self.stop_s = self.started_s + max_time_s
+    def __init__(self, numbers: range, max_time_s: float, started_s: float) -> None:
+        self.numbers = numbers
+        self.started_s = started_s
+        self.stop_s = started_s + max_time_s
         self.idle_s = math.inf
         self.held = 0
-        self._heard_s = -math.inf
-        self.numbers = numbers
         self._left = iter(numbers)
+
+    def next_number(self, now_s: float) -> int | None:
+        """The number of the next request to send; None when there is no other."""
+        number = next(self._left, None) if now_s < self.stop_s else None
+        if number is None:
+            self.idle_s = min(self.idle_s, now_s)
+        return number
+
+    def done(self, ended: int, now_s: float) -> float:
+        """How much of it is done when so many requests have ended, by time or by requests."""
+        by_time = (now_s - self.started_s) / (self.stop_s - self.started_s)
+        return min(max(ended / len(self.numbers), by_time), 1.0) if len(self.numbers) else 1.0
+
+    def window_s(self, over_s: float) -> float:
+        """How long the concurrency was whole, in a run that was over at `over_s`."""
+        return max(min(self.idle_s, self.stop_s, over_s) - self.started_s, 0.0)
+
+
+def in_order(records: Iterable[RequestRecord]) -> tuple[RequestRecord, ...]:
+    """By number: the same place is the same prompt in every trial, whatever the order of sending."""
+    return tuple(sorted(records, key=lambda record: record.number))
+
+
+class Phase(Window):
+    """A window of real time, and what came back within it."""
+
+    def __init__(self, numbers: range, max_time_s: float, started_s: float | None = None) -> None:
+        super().__init__(numbers, max_time_s, perf_counter() if started_s is None else started_s)
+        self._heard_s = -math.inf
         self._in_flight: set[Exchange] = set()
         self._unread: list[Exchange] = []
         self._unread_bytes = 0
         self._records: list[RequestRecord] = []
         self.gaps_s = array("f")
-
-    def next_number(self) -> int | None:
-        """The number of the next request to send; None when there is no other."""
-        number = next(self._left, None) if perf_counter() < self.stop_s else None
-        if number is None:
-            self.idle_s = min(self.idle_s, perf_counter())
-        return number
 
     def began(self, exchange: Exchange) -> None:
         """Takes note of an exchange in flight."""
@@ -64,10 +86,8 @@ class Phase:
         self._records.clear()
 
     def share(self) -> float:
-        """How much of it is done, by time or by requests."""
-        ended = len(self._unread) + len(self._records)
-        by_time = (perf_counter() - self.started_s) / (self.stop_s - self.started_s)
-        return min(max(ended / len(self.numbers), by_time), 1.0) if len(self.numbers) else 1.0
+        """How much of it is done."""
+        return self.done(len(self._unread) + len(self._records), perf_counter())
 
     def glance(self, share: float) -> Glance:
         """What it has shown so far; see `Glance`."""
@@ -82,17 +102,13 @@ class Phase:
         return max(perf_counter() - max(waiting_s, heard_s, self._heard_s), 0.0)
 
     def records(self, unfinished: RequestError) -> tuple[RequestRecord, ...]:
-        """A record of each request in the order of sending; those still in flight failed by `unfinished`."""
+        """A record of each request, by number; those still in flight failed by `unfinished`."""
         for exchange in self._in_flight:
             exchange.fault = unfinished
         self._unread.extend(self._in_flight)
         self._in_flight.clear()
         self._read()
-        return tuple(sorted(self._records, key=lambda record: record.sent_s))
-
-    def window_s(self, over_s: float) -> float:
-        """How long the concurrency was whole, in a run that was over at `over_s`."""
-        return max(min(self.idle_s, self.stop_s, over_s) - self.started_s, 0.0)
+        return in_order(self._records)
 
     def _read(self) -> None:
         for exchange in self._unread:

@@ -30,6 +30,7 @@ def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
         error=error,
         status=exchange.status,
         late_s=None if exchange.due_s is None else exchange.sent_s - exchange.due_s,
+        number=exchange.number,
     )
 
 
@@ -41,6 +42,7 @@ def glanced(exchange: Exchange, started_s: float) -> RequestRecord:
         e2e_s=exchange.stamps[-1] - exchange.counts_from_s,
         input_tokens=0,
         output_tokens=exchange.asked_tokens,
+        number=exchange.number,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from tuner.load.base import GLANCES, Glance, LoadResult, Target, completion_call
 from tuner.load.client import BACK_OFF_S
+from tuner.load.phase import Window, in_order
 from tuner.metrics import RequestError, RequestRecord
 from tuner.prompts import prompts
 from tuner.workload import LoadLevel, arrivals
@@ -90,6 +91,7 @@ class _Exchange:
     """One request: when it was sent and due, and when something came back for it."""
 
     phase: _Phase
+    number: int
     asked_tokens: int
     sent_s: float
     due_s: float | None
@@ -114,41 +116,26 @@ class _Exchange:
             error=self.fault,
             status=self.status,
             late_s=None if self.due_s is None else self.sent_s - self.due_s,
+            number=self.number - self.phase.numbers.start,
         )
 
 
-class _Phase:
-    """The requests of a warm-up or of the measured window; see `load.phase.Phase`."""
+class _Phase(Window):
+    """A window of the server's time, and what has ended of it."""
 
-    def __init__(self, numbers: range, started_s: float, max_time_s: float) -> None:
-        self.started_s = started_s
-        self.stop_s = started_s + max_time_s
-        self.idle_s = math.inf
-        self.held = 0
-        self.size = len(numbers)
+    def __init__(self, numbers: range, max_time_s: float, started_s: float) -> None:
+        super().__init__(numbers, max_time_s, started_s)
         self.ended: list[_Exchange] = []
-        self._left = iter(numbers)
-
-    def next_number(self, now_s: float) -> int | None:
-        number = next(self._left, None) if now_s < self.stop_s else None
-        if number is None:
-            self.idle_s = min(self.idle_s, now_s)
-        return number
 
     def share(self, now_s: float) -> float:
-        by_time = (now_s - self.started_s) / (self.stop_s - self.started_s)
-        return min(max(len(self.ended) / self.size, by_time), 1.0) if self.size else 1.0
+        return self.done(len(self.ended), now_s)
 
     def glance(self, share: float, now_s: float) -> Glance:
         good = [each.record(self.started_s) for each in self.ended if each.fault is None]
         return Glance(share, tuple(good), now_s - self.started_s)
 
     def records(self) -> tuple[RequestRecord, ...]:
-        found = [each.record(self.started_s) for each in self.ended]
-        return tuple(sorted(found, key=lambda record: record.sent_s))
-
-    def window_s(self, over_s: float) -> float:
-        return max(min(self.idle_s, self.stop_s, over_s) - self.started_s, 0.0)
+        return in_order(each.record(self.started_s) for each in self.ended)
 
 
 class _Run:
@@ -161,7 +148,7 @@ class _Run:
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._serial = count()
         self._queue: list[tuple[int, float, _Phase]] = []  # of an open loop: due, and no room
-        self._phase = self._warmup = _Phase(range(level.warmup_requests), server.now_s, math.inf)
+        self._phase = self._warmup = _Phase(range(level.warmup_requests), math.inf, server.now_s)
         self._heard_s = server.now_s
         self._free_s = server.now_s  # when the client has sent what it was to send
 
@@ -193,8 +180,8 @@ class _Run:
             self._server.abort(request)
             exchange.fault = RequestError.CONNECTION if aborted else RequestError.TIMEOUT
             exchange.phase.ended.append(exchange)
-        for _, due_s, waited in self._queue:
-            waited.ended.append(_Exchange(waited, 0, due_s, due_s, fault=RequestError.TIMEOUT))
+        for number, due_s, waited in self._queue:
+            waited.ended.append(_Exchange(waited, number, 0, due_s, due_s, fault=RequestError.TIMEOUT))
         late = [each for each in warmup.ended if each.stamps and each.stamps[-1] > phase.started_s]
         warm = [each.record(phase.started_s) for each in late]
         return LoadResult(
@@ -301,11 +288,11 @@ class _Run:
     def _measure_from(self, started_s: float) -> None:
         level = self._level
         numbers = range(level.warmup_requests, level.warmup_requests + level.max_requests)
-        self._phase = _Phase(numbers, started_s, level.max_time_s)
+        self._phase = _Phase(numbers, level.max_time_s, started_s)
 
     def _send(self, number: int, at_s: float, due_s: float | None, phase: _Phase) -> None:
         body, tokens = completion_call(self._target, self._prompts[number])
-        exchange = _Exchange(phase, tokens, at_s, due_s)
+        exchange = _Exchange(phase, number, tokens, at_s, due_s)
         taken = self._server.submit(body, at_s)
         if isinstance(taken, int):
             exchange.status, exchange.fault = taken, RequestError.HTTP
