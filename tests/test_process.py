@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,10 @@ from uuid import uuid4
 import processes
 import pytest
 
+from tuner.engines import process as engine_process
 from tuner.engines.process import EngineProcess
+from tuner.engines.server import launched
+from tuner.failures import Cause, Failure, TrialFailed
 
 ROOT = Path(__file__).parents[1]
 
@@ -236,6 +240,40 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
             EngineProcess([program], env=os.environ, log_path=tmp_path / "log")
         assert program in str(raised.value)
     assert open_files() <= before
+
+
+@pytest.mark.parametrize(
+    ("watchdog", "detail"),
+    [
+        (f"os.write(int(sys.argv[2]), b'error {errno.EAGAIN} no process left\\n')", "no process left"),
+        ("sys.exit('no module named os')", "the watchdog did not start"),
+    ],
+)
+def test_an_engine_that_the_machine_cannot_start_is_not_its_configurations_fault(
+    watchdog: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert failure_of_starting([sys.executable], tmp_path / "file" / "log").cause is Cause.INTERNAL
+    monkeypatch.setattr(engine_process, "_WATCHDOG", tmp_path / "watchdog.py")
+    (tmp_path / "watchdog.py").write_text(f"import os, sys; {watchdog}")
+    failure = failure_of_starting([sys.executable], tmp_path / "log")
+    assert failure.cause is Cause.INTERNAL and detail in failure.detail
+
+
+def test_a_program_that_is_none_is_the_configurations_fault(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no program")
+    (tmp_path / "rubbish").write_bytes(b"no program")
+    (tmp_path / "rubbish").chmod(0o755)
+    for program in ("/no/such/program", str(tmp_path / "text"), str(tmp_path / "rubbish")):
+        failure = failure_of_starting([program], tmp_path / "log")
+        assert failure.cause is Cause.CRASH and program in failure.detail
+
+
+def failure_of_starting(argv: list[str], log_path: Path) -> Failure:
+    how = {"env": os.environ, "log_path": log_path, "timeout_s": 30.0, "model": "m", "signs": ()}
+    with pytest.raises(TrialFailed) as raised, launched(lambda port: argv, **how):
+        pass
+    return raised.value.failure
 
 
 def test_no_file_descriptor_is_kept(tmp_path: Path) -> None:

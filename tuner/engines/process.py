@@ -28,7 +28,7 @@ class EngineProcess:
     seconds. It is gone as well when this process dies by SIGKILL (see `watchdog`). `then` is a command
     that is run after that, for what is not below the process: a container. The log never grows much beyond
     `log_bytes`, and at the end it holds none of the environment's secrets. Raises OSError where the program
-    cannot be started.
+    cannot be started; its `filename` is the program where that is at fault.
     """
 
     def __init__(
@@ -77,7 +77,10 @@ class EngineProcess:
         word, _, rest = self._next_line(timeout_s=30.0).partition(" ")
         if word != "pid":
             self._close()
-            raise OSError(rest or "the watchdog did not start")
+            if word != "error":
+                raise OSError("the watchdog did not start")
+            number, _, reason = rest.partition(" ")
+            raise OSError(int(number), reason, argv[0])
         self.pid = int(rest)
 
     def __enter__(self) -> EngineProcess:

@@ -5,6 +5,7 @@ Adapters give the argv, the environment and the signs of each failure; everythin
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import socket
@@ -28,6 +29,7 @@ _POLL_S = 0.05
 _PORTS_TRIED = 3
 _FLUSHES_TRIED = 100
 _MOST_BYTES = 64 * 2**20  # of an answer; a /server_info has 37 KB, a /metrics less than 1 MB
+_NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.ENOEXEC}
 _EVIDENCE_LINES = 25
 _LINES_AFTER = 5
 # Of any engine, where none of its own signs is found.
@@ -187,11 +189,7 @@ def launched(
     for attempt in range(1, _PORTS_TRIED + 1):
         port = free_port()
         began = time.monotonic()
-        try:
-            process = EngineProcess(argv_for_port(port), env=env, log_path=log_path, then=then)
-        except OSError as error:
-            raise TrialFailed(Failure(Stage.START, Cause.CRASH, f"cannot be started: {error}")) from error
-        with process:
+        with _started(argv_for_port(port), env, log_path, then) as process:
             server = Server(process, signs, f"http://{HOST}:{port}", model)
             try:
                 _await_token(server, began + timeout_s, may_be_anothers=not then)
@@ -202,6 +200,18 @@ def launched(
             server.start_s = time.monotonic() - began
             yield server
             return
+
+
+def _started(
+    argv: Sequence[str], env: Mapping[str, str], log_path: Path, then: Sequence[str]
+) -> EngineProcess:
+    """TrialFailed where it cannot be: by CRASH if its program is none, else the machine is at fault."""
+    try:
+        return EngineProcess(argv, env=env, log_path=log_path, then=then)
+    except OSError as error:
+        is_none = error.filename == argv[0] and error.errno in _NO_PROGRAM
+        cause = Cause.CRASH if is_none else Cause.INTERNAL
+        raise TrialFailed(Failure(Stage.START, cause, f"cannot be started: {error}")) from error
 
 
 def _require_own(server: Server) -> None:

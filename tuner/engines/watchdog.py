@@ -166,7 +166,7 @@ def main(
             preexec_fn=in_child,  # noqa: PLW1509  one thread
         )
     except OSError as error:
-        say(f"error {error}")
+        say(f"error {error.errno} {error.strerror}")
         return
     say(f"pid {command.pid}")
     poller = select.poll()
