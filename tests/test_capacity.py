@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from ray.tune.experiment import Trial
+
 from tuner.capacity import LOST_IN_A_ROW, Capacity, Node
+from tuner.engines import make_engine
+from tuner.errors import InfrastructureLost
+from tuner.recorder import Recorder
+from tuner.results import ResultStore
+from tuner.task import make_task
+
+TASK = make_task({"base_runtime": "simulator"})
 
 HEAD, A, B = Node("h", "head", 0.0, 8.0), Node("a", "node a", 4.0, 8.0), Node("b", "node b", 2.0, 8.0)
 
@@ -54,3 +67,44 @@ def test_a_trial_avoids_where_it_was_lost_if_another_node_could_hold_it() -> Non
 def test_where_no_trial_needs_a_gpu_cpus_count() -> None:
     cluster = Capacity(lambda config: 0, lambda config: 64, lambda: (HEAD, A), counts_gpus=False)
     assert (cluster.total, cluster.needs({}), cluster.at_once) == (16.0, 8, 16)
+
+
+def test_a_trial_is_given_the_cpus_of_the_nodes_that_there_are_now() -> None:
+    nodes = [Node("a", "node a", 0.0, 8.0), Node("b", "node b", 0.0, 2.0)]
+    cluster = Capacity(lambda config: 0, lambda config: 6, lambda: nodes, counts_gpus=False)
+    assert cluster.cpus_for({}) == cluster.needs({}) == 6
+    del nodes[0]
+    assert cluster.cpus_for({}) == cluster.needs({}) == 2
+
+
+def test_a_trial_is_given_no_more_cpus_than_a_node_with_its_gpus_has() -> None:
+    nodes = [Node("h", "head", 0.0, 64.0), Node("a", "node a", 8.0, 6.0)]
+    assert Capacity(lambda config: 8, lambda config: 9, lambda: nodes).cpus_for({}) == 6
+
+
+@pytest.mark.parametrize("left", [[], [Node("h", "head", 0.0, 0.0)], [Node("b", "node b", 0.0, 2.0)]])
+@pytest.mark.parametrize("counts_gpus", [True, False])
+def test_a_study_waits_for_a_node_and_ends_where_none_comes(
+    counts_gpus: bool, left: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [Node("a", "node a", 1.0, 8.0), *left]
+    cluster = Capacity(lambda config: 1, lambda config: 6, lambda: nodes, counts_gpus=counts_gpus)
+    told: list[str] = []
+    recorder = Recorder(
+        ResultStore("nowhere", "s"),
+        TASK,
+        make_engine(TASK),
+        cluster,
+        planned=lambda: 1,
+        ended_early=lambda: "",
+        watch=lambda progress: told.append(progress.trouble),
+    )
+    waits = SimpleNamespace(status=Trial.PENDING, config={"flags": {}, "cpus": cluster.cpus_for({})})
+    recorder.on_step_begin(0, [cast(Trial, waits)])
+    assert not any(told)
+    del nodes[0]
+    recorder.on_step_begin(1, [cast(Trial, waits)])
+    assert told[-1].startswith("waiting for a node: a trial needs ")
+    monkeypatch.setattr("tuner.recorder.PATIENCE_S", -1.0)
+    with pytest.raises(InfrastructureLost, match="none came"):
+        recorder.on_step_begin(2, [cast(Trial, waits)])

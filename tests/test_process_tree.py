@@ -110,10 +110,10 @@ def test_after_an_early_stop(marker: str, tmp_path: Path) -> None:
 
     from tuner.trial import TrialContext, trainable
 
-    context = TrialContext("early", task_for(marker, level_s=2.0), "hostile", 0, node_cpus=1)
+    context = TrialContext("early", task_for(marker, level_s=2.0), "hostile", 0)
     tuner = tune.Tuner(
         trainable(context),
-        param_space={"number": 0, "kind": "search", "flags": {}, "attempt": 1, "avoid": []},
+        param_space={"number": 0, "kind": "search", "flags": {}, "attempt": 1, "cpus": 1, "avoid": []},
         run_config=tune.RunConfig(
             name="early", storage_path=str(tmp_path), verbose=0, stop={"training_iteration": 2}
         ),
@@ -170,8 +170,8 @@ def test_after_the_driver_falls_silent(marker: str) -> None:
     from tuner.trial import TrialContext, trainable
 
     task = task_for(marker, level_s=0.5)
-    context = TrialContext("silent", task, "hostile", 0, node_cpus=1, abandoned_s=1.0)
-    config = {"number": 0, "kind": "search", "flags": {}, "attempt": 1, "avoid": []}
+    context = TrialContext("silent", task, "hostile", 0, abandoned_s=1.0)
+    config = {"number": 0, "kind": "search", "flags": {}, "attempt": 1, "cpus": 1, "avoid": []}
     actor = ray.remote(trainable(context)).remote(config=config)
     for _ in range(2):  # where it runs, and its first load level
         result = ray.get(actor.train.remote(), timeout=120)

@@ -50,8 +50,14 @@ class Capacity:
         return [node for node in self.nodes() if node.id not in self.left_out]
 
     def needs(self, config: Config) -> int:
-        """What a trial of `config` holds; of CPUs no more than the largest node has."""
-        return self.gpus(config) if self.counts_gpus else int(min(self.cpus(config), self.largest))
+        """What a trial of `config` holds."""
+        return self.gpus(config) if self.counts_gpus else int(self.cpus_for(config))
+
+    def cpus_for(self, config: Config) -> float:
+        """The CPUs of a trial of `config`: as many as it asks for and a node that can run it has now."""
+        gpus = self.gpus(config)
+        able = [node.cpus for node in self.usable() if node.gpus >= gpus and self._has(node)]
+        return min(self.cpus(config), max(able, default=math.inf))
 
     def _has(self, node: Node) -> float:
         return node.gpus if self.counts_gpus else node.cpus
@@ -70,11 +76,6 @@ class Capacity:
     def largest(self) -> float:
         """What the largest usable node has, which bounds a single trial."""
         return max(map(self._has, self.usable()), default=0.0)
-
-    @property
-    def largest_cpus(self) -> float:
-        """The CPUs of the node that has most."""
-        return max((node.cpus for node in self.usable()), default=0.0)
 
     @property
     def at_once(self) -> int:

@@ -112,9 +112,7 @@ class Recorder(tune.Callback):
 
     def _require_nodes(self, trials: list[Trial]) -> None:
         """Waits for nodes that can hold what is due, and raises where none comes."""
-        needs = [
-            self._capacity.needs(each.config["flags"]) for each in trials if each.status == Trial.PENDING
-        ]
+        needs = [self._asked(each.config) for each in trials if each.status == Trial.PENDING]
         running, largest = self._running(trials), self._capacity.largest
         if running or not needs or min(needs) <= largest:
             self._waiting_since = None
@@ -122,13 +120,18 @@ class Recorder(tune.Callback):
                 self._tell(trouble="")
             return
         unit = "GPUs" if self._capacity.counts_gpus else "CPUs"
-        what = f"a trial needs {min(needs)} {unit} on one node, and the largest that is left has {largest:g}"
+        what = f"a trial needs {min(needs):g} {unit} on one node, and the largest left has {largest:g}"
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()
             LOG.warning("Waiting for a node: %s", what)
             self._tell(trouble=f"waiting for a node: {what}")
         elif time.monotonic() - self._waiting_since > PATIENCE_S:
             raise InfrastructureLost(f"{what}; none came in {PATIENCE_S:g} s")
+
+    def _asked(self, config: dict[str, Any]) -> float:
+        """What a trial was to hold when it was handed out: then it may have been of larger nodes' CPUs."""
+        capacity = self._capacity
+        return capacity.needs(config["flags"]) if capacity.counts_gpus else float(config["cpus"])
 
     def _show_queue(self, trials: list[Trial]) -> None:
         """Tells how many trials wait and where the others run, when that has changed."""

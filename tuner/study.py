@@ -129,7 +129,6 @@ def run_study(
                 task=task,
                 engine=adapter.name,
                 seed=seed,
-                node_cpus=capacity.largest_cpus,
                 virtual=setup.virtual,
                 secrets=secrets,
                 accelerator=kind,

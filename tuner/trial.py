@@ -35,7 +35,7 @@ NODE_ID = "ray.io/node-id"  # a label that every node has
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What every trial of a study shares. No trial holds more than `node_cpus` CPUs, whatever it asks.
+    """What every trial of a study shares.
 
     `secrets` are the driver's variables that the task refers to: a node need not have them. `accelerator`
     is the kind of GPU that trials need, empty for any. `abandoned_s` is how long an actor whose trial is not
@@ -47,7 +47,6 @@ class TrialContext:
     task: Task
     engine: str
     seed: int
-    node_cpus: float
     virtual: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     accelerator: str = ""
@@ -175,7 +174,7 @@ def trainable(context: TrialContext) -> Any:
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         engine, flags = context.rig(config["number"]).engine, config["flags"]
         gpus = 0 if context.virtual else engine.gpus(flags)  # so that one actor takes every trial
-        held = {"CPU": min(engine.cpus(flags), context.node_cpus), "GPU": gpus}
+        held = {"CPU": config["cpus"], "GPU": gpus}
         elsewhere = {NODE_ID: f"!in({','.join(avoid)})"} if (avoid := config["avoid"]) else {}
         where = [{**selector(context.accelerator), **elsewhere}]
         return tune.PlacementGroupFactory([held], strategy="STRICT_PACK", bundle_label_selector=where)

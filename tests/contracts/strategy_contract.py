@@ -145,7 +145,8 @@ class StrategyContract:
 
     def test_the_baseline_comes_first_and_trials_are_numbered(self) -> None:
         trials = Game(self.searcher(self.task(max_iterations=6))).trials
-        assert trials[0] == {"number": 0, "kind": "baseline", "flags": {}, "attempt": 1, "avoid": []}
+        begun = {"number": 0, "kind": "baseline", "flags": {}, "attempt": 1, "cpus": 1, "avoid": []}
+        assert trials[0] == begun
         assert [trial["number"] for trial in trials] == list(range(6))
         assert {trial["kind"] for trial in trials[1:]} == {"search"}
 

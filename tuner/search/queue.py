@@ -72,6 +72,7 @@ class Queue:
             "kind": suggestion.kind,
             "flags": dict(suggestion.config),
             "attempt": suggestion.attempt,
+            "cpus": self.capacity.cpus_for(suggestion.config),
             "avoid": self.capacity.avoided(suggestion.config, pending.lost_on),
         }
 
