@@ -8,9 +8,10 @@ from typing import cast
 import pytest
 from ray.tune.experiment import Trial
 
-from tuner.capacity import LOST_IN_A_ROW, Capacity, Node
+from tuner.capacity import LOST_IN_A_ROW, Capacity, Node, refusal
 from tuner.engines import make_engine
 from tuner.errors import InfrastructureLost
+from tuner.failures import Cause
 from tuner.recorder import Recorder
 from tuner.results import ResultStore
 from tuner.task import make_task
@@ -62,6 +63,29 @@ def test_a_trial_avoids_where_it_was_lost_if_another_node_could_hold_it() -> Non
     assert cluster.avoided({"tp-size": 4}, {"a"}) == []
     lose(cluster, "b")
     assert cluster.avoided({"tp-size": 2}, {"a"}) == ["b"]
+
+
+def test_who_lacks_gpus_depends_on_the_nodes_that_are_usable_now() -> None:
+    nodes = [HEAD, A, B]
+    cluster = Capacity(gpus=lambda config: int(str(config["tp-size"])), nodes=lambda: nodes)
+    engine = make_engine(TASK)
+    four = {"tp-size": 4}
+    assert not cluster.lacks(four) and refusal(engine, four, cluster) is None
+    lose(cluster, "a")
+    refused = refusal(engine, four, cluster)
+    assert refused is not None and refused.cause is Cause.NO_SUCH_GPUS
+    assert refused.detail == "needs 4 GPUs on one node; the largest node has 2"
+    assert not cluster.lacks({"tp-size": 2})
+    nodes.append(Node("c", "node c", 4.0, 8.0))
+    assert refusal(engine, four, cluster) is None
+    nodes.clear()
+    assert not cluster.lacks(four), "which is awaited, as whatever else would run"
+
+
+def test_on_cpus_only_what_needs_gpus_lacks_them() -> None:
+    cluster = Capacity(lambda config: int(bool(config)), nodes=lambda: [HEAD], counts_gpus=False)
+    assert not cluster.lacks({})
+    assert cluster.lacks({"device": "cuda"})
 
 
 def test_where_no_trial_needs_a_gpu_cpus_count() -> None:

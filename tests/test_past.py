@@ -82,13 +82,25 @@ def test_what_infrastructure_took_away_is_not_known(tmp_path: Path) -> None:
 
 
 def test_what_was_refused_cost_no_trial(tmp_path: Path) -> None:
-    made = studies.make(fails=lambda config: Cause.NO_SUCH_GPUS if config.get("tp-size") == 2 else None)
+    made = studies.make(fails=lambda config: Cause.INVALID_FLAGS if config.get("tp-size") == 2 else None)
     refused = [trial for trial in made.trials if trial["failure_cause"]]
     for trial in refused[1:]:
         trial["attempts"] = 0
     past = kept(made.write(tmp_path))
     assert (past.finished, past.failed) == (25 - len(refused), 1)
     assert sum(trial.refused for trial in past.trials) == len(refused) - 1 > 0
+
+
+def test_that_no_node_had_the_gpus_is_not_known_of_the_nodes_there_are_now(tmp_path: Path) -> None:
+    small = studies.make(fails=lambda config: Cause.NO_SUCH_GPUS if config.get("tp-size") == 2 else None)
+    results = small.results()
+    refused = results.trials["failure_cause"] == "no such GPUs"
+    store = small.write(tmp_path)
+    past = kept(store)
+    assert len(past.trials) == 25 - refused.sum() < 25
+    assert all(trial.config.get("tp-size") != 2 for trial in past.trials)
+    assert past.next_number == 25
+    assert past.lacked == {}, "their engine said so, once it was started"
 
 
 def test_torn_missing_and_foreign_files_are_named_and_skipped(store: ResultStore) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,9 +16,12 @@ import processes
 import pytest
 import ray
 
+from tuner import run_study
 from tuner.cli import main
+from tuner.cluster import nodes_of
 from tuner.results import ResultStore
 from tuner.space import config_key
+from tuner.task import make_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -125,3 +129,24 @@ def test_a_study_that_is_complete_stays_as_it_is_and_more_trials_can_be_asked_fo
     assert tuner("resume", "no-such-study") == 2
     assert "no study 'no-such-study'" in capsys.readouterr().err
     assert tuner("run", str(task), "--adopt") == 2
+
+
+def test_what_no_node_had_the_gpus_for_is_tried_when_one_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice on a node of four GPUs, then on one of eight."""
+    task = make_task(
+        document("lacked", strategy="grid", max_iterations=4, confirm=0)
+        | {"parameters": {"tp-size": [1, 8], "schedule-policy": ["lpm", "fcfs"]}}
+    )
+    with monkeypatch.context() as patch:
+        four = [replace(node, gpus=4.0) for node in nodes_of("")]
+        patch.setattr("tuner.study.nodes_of", lambda kind: four)
+        for _ in range(2):
+            trials = run_study(task, results=tmp_path, study="s", resume=True, virtual=True).results.trials
+            refused = trials[trials["failure_cause"] == "no such GPUs"]
+            assert [config["tp-size"] for config in refused["config"]] == [8, 8]
+            assert list(trials["trial"]) == list(range(5))
+    trials = run_study(task, results=tmp_path, study="s", resume=True, virtual=True).results.trials
+    assert list(trials["trial"]) == list(range(6)), "the third of the four that the task asks for"
+    assert trials["config"].iloc[-1]["tp-size"] == 8 and trials["failure_cause"].isna().iloc[-1]

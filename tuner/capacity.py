@@ -77,6 +77,11 @@ class Capacity:
         """What the largest usable node has, which bounds a single trial."""
         return max(map(self._has, self.usable()), default=0.0)
 
+    def lacks(self, config: Config) -> bool:
+        """Whether no usable node has the GPUs of `config`; not where none holds any trial: one is awaited."""
+        able = [node.gpus for node in self.usable() if self._has(node) >= self.fewest]
+        return bool(able) and self.gpus(config) > max(able)
+
     @property
     def at_once(self) -> int:
         """How many trials fit, of those that need the fewest GPUs; each needs a CPU for its load."""
@@ -127,11 +132,11 @@ def capacity_for(
     return Capacity(engine.gpus, engine.cpus, nodes, fewest=fewest, share=share)
 
 
-def refusal(engine: Engine, config: Config, largest_gpus: float) -> Failure | None:
-    """Why a configuration can never run where the largest node has so many GPUs; None where it may."""
-    needed = engine.gpus(config)
-    if needed > largest_gpus:
-        detail = f"needs {needed} GPUs on one node; the largest node has {largest_gpus:g}"
+def refusal(engine: Engine, config: Config, capacity: Capacity) -> Failure | None:
+    """Why a configuration cannot run on what there is now; None where it may."""
+    if capacity.lacks(config):
+        largest = max(node.gpus for node in capacity.usable())
+        detail = f"needs {engine.gpus(config)} GPUs on one node; the largest node has {largest:g}"
         return Failure(Stage.CHECK, Cause.NO_SUCH_GPUS, detail)
     try:
         engine.check(config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -17,8 +17,9 @@ import pandas as pd
 from tuner.analysis.trials import Status, busy_s, rows, status
 from tuner.engines.base import Config, Engine, Value
 from tuner.errors import ResultsError, StudyError, UsageError
-from tuner.failures import INFRASTRUCTURE
+from tuner.failures import INFRASTRUCTURE, Cause
 from tuner.results import ResultStore, StudyResults, studies
+from tuner.space import config_key
 from tuner.task import Task, make_task
 
 # What may be another from one part of a study to the next; with any other key's change, the trials before
@@ -59,7 +60,8 @@ class Past:
     """A study that goes on. `trials` stand in the order in which they ended, those lost left out.
 
     `elapsed_s` is the time in which trials ran, `failed` how many rows are of trials that did not finish,
-    those left out that were refused.
+    those left out that were refused. `lacked` has the losses, by configuration, of those that were refused
+    because no node had their GPUs: that is no longer known, since nodes come and go.
     """
 
     about: Mapping[str, Any]
@@ -70,6 +72,7 @@ class Past:
     finished: int
     failed: int
     best: dict[str, Any] | None
+    lacked: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ended_early(self) -> str:
@@ -167,13 +170,19 @@ def past_of(store: ResultStore, task: Task, engine: Engine, version: str, *, ado
         finished=int((~unfinished).sum()),
         failed=int((unfinished & (trials["attempts"] != 0)).sum()),
         best=_best(trials),
+        lacked=_lacked(trials),
     )
 
 
 def _known(results: StudyResults) -> pd.DataFrame:
-    lost = results.trials["failure_cause"].isin(INFRASTRUCTURE)
-    known = results.trials[~lost]
+    cluster = results.trials["failure_cause"].isin({*INFRASTRUCTURE, str(Cause.NO_SUCH_GPUS)})
+    known = results.trials[~cluster]
     return known.assign(ended_at=known["started_at"] + pd.to_timedelta(known["duration_s"], unit="s"))
+
+
+def _lacked(trials: pd.DataFrame) -> dict[str, float]:
+    refused = trials[(trials["failure_cause"] == str(Cause.NO_SUCH_GPUS)) & (trials["attempts"] == 0)]
+    return {config_key(row["config"]): float(row["loss"]) for row in rows(refused)}
 
 
 def _past_trial(row: Mapping[str, Any], task: Task) -> PastTrial:

@@ -147,8 +147,7 @@ def run_study(
                     journal.show,
                     past,
                 )
-                most_gpus = max(node.gpus for node in nodes_of(kind))
-                searcher.guard(lambda config: refusal(adapter, config, most_gpus), recorder.refused)
+                searcher.guard(lambda config: refusal(adapter, config, capacity), recorder.refused)
                 interrupted = _searched(context, searcher, recorder, store, at_once)
                 journal.end(State.INTERRUPTED if interrupted else State.FINISHED)
     return StudyOutcome(store.read(), store.location, log_path, interrupted)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -339,6 +340,57 @@ class StrategyContract:
         assert len(refused) == 6
         numbers = [each["number"] for each in (*game.trials, *refused)]
         assert sorted(numbers) == list(range(13))
+
+    @pytest.mark.parametrize("has", [2.0, 4.0])
+    def test_what_no_node_had_the_gpus_for_is_tried_where_one_has_and_else_recorded_no_more(
+        self, has: float
+    ) -> None:
+        gpus = lambda flags: int(flags.get("tp-size", 1))  # noqa: E731
+        capacity = Capacity(gpus, nodes=lambda: [Node("a", "a", has, 8.0)])
+        task = self.task(max_iterations=100)
+        large = [config for config in task.space.grid() if gpus(config) == 4]
+        ended = Game(self.searcher(task)).trials[:1]
+        lacked = {config_key(config): 2300.0 for config in large}
+        past = replace(past_with(ended), next_number=5, lacked=lacked)
+        recorded: list[Any] = []
+        searcher = self.searcher(task, past=past, capacity=capacity)
+        searcher.guard(
+            lambda config: Failure(Stage.CHECK, Cause.NO_SUCH_GPUS, "") if capacity.lacks(config) else None,
+            lambda suggestion, failure: recorded.append(suggestion) or 2300.0,
+        )
+        trials = Game(searcher).trials
+        assert not recorded
+        assert [trial["number"] for trial in trials] == list(range(5, 5 + len(trials)))
+        assert sum(gpus(trial["flags"]) == 4 for trial in trials) == (4 if has == 4 else 0)
+        assert len(trials) == (12 if has == 4 else 8)
+
+    def test_a_lost_trial_is_refused_where_its_node_is_left_out(self) -> None:
+        gpus = lambda flags: int(flags.get("tp-size", 1))  # noqa: E731
+        nodes = [Node("a", "a", 4.0, 8.0), Node("b", "b", 2.0, 8.0)]
+        capacity = Capacity(gpus, nodes=lambda: nodes)
+        refused: list[int] = []
+
+        def record(suggestion: Any, failure: Failure) -> float:
+            refused.append(suggestion.number)
+            return 2300.0
+
+        searcher = self.searcher(self.task(max_iterations=100), capacity=capacity)
+        searcher.guard(
+            lambda config: Failure(Stage.CHECK, Cause.NO_SUCH_GPUS, "") if capacity.lacks(config) else None,
+            record,
+        )
+
+        def lose(trial: dict[str, Any]) -> bool:
+            if gpus(trial["flags"]) < 4:
+                return False
+            capacity.left_out["a"] = "a"
+            return True
+
+        trials = Game(searcher, lose=lose).trials
+        [lost] = [trial["number"] for trial in trials if gpus(trial["flags"]) == 4]
+        assert lost in refused and len(refused) == 4
+        numbers = {trial["number"] for trial in trials} | set(refused)
+        assert numbers == set(range(13))
 
     def test_a_study_in_which_everything_is_refused_ends(self) -> None:
         searcher = self.searcher(self.task(max_iterations=100, baseline=False))

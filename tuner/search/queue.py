@@ -63,6 +63,12 @@ class Queue:
                 return None
             self._waiting.append(following)
 
+    def withdrawn(self, refused: Callable[[Suggestion], bool]) -> list[Pending]:
+        """Those that wait and are `refused`; they wait no longer."""
+        gone = [each for each in self._waiting if refused(each.suggestion)]
+        self._waiting = [each for each in self._waiting if each not in gone]
+        return gone
+
     def starts(self, trial_id: str, pending: Pending) -> dict[str, Any]:
         """What Tune is told of a trial that starts now."""
         self._running[trial_id] = pending

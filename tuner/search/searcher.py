@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from tuner.analysis.front import from_the_knee, front
 from tuner.capacity import Capacity
-from tuner.failures import Failure
+from tuner.failures import Cause, Failure
 from tuner.objective import FAILED_TIER, HARD_SLO_TIER
 from tuner.past import Past, PastTrial
 from tuner.plan import FINALISTS, planned_repeats
@@ -77,6 +77,7 @@ class StudySearcher(Searcher):
         self._measured: dict[str, Config] = {}
         self._runs: dict[str, list[float]] = {}  # of what was measured, each run's loss
         self._refused_in_a_row = 0
+        self._lacked: Mapping[str, float] = {}
         self._given_up: set[str] = set()
         self._asked = self._numbered = self._searched = self._repeats = 0
         self._asked_in_a_row = _ASKED_IN_A_ROW
@@ -102,7 +103,7 @@ class StudySearcher(Searcher):
 
         The inner searcher was given the configurations as its first points; each is answered at once.
         """
-        self._numbered = past.next_number
+        self._numbered, self._lacked = past.next_number, past.lacked
         self._asked_in_a_row += len(past.trials)
         self.ended_early = past.ended_early
         self._end.resumed(past.elapsed_s)
@@ -131,6 +132,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
+        self._withdraw()
         pending = self._queue.next(self._due)
         if pending is None:
             return None if self._queue else Searcher.FINISHED
@@ -306,16 +308,36 @@ class StudySearcher(Searcher):
 
     def _refused(self, config: Config) -> bool:
         """Whether `config` can never run; then that is recorded, as a failure that cost no trial."""
-        failure = self._refuse(config)
+        failure, key = self._refuse(config), config_key(config)
         if failure is None:
             self._refused_in_a_row = 0
             return False
-        refused = self._new("search", config).suggestion
-        self._losses[refused.key] = dict.fromkeys(self._metrics, self._on_refused(refused, failure))
+        if failure.cause is Cause.NO_SUCH_GPUS and key in self._lacked:  # it is on record
+            self._losses[key] = dict.fromkeys(self._metrics, self._lacked[key])
+        else:
+            self._record_refused(self._new("search", config).suggestion, failure)
         self._refused_in_a_row += 1
         if self._hopeless:
             self.ended_early = f"the engine has refused {_REFUSED_IN_A_ROW} configurations in a row"
         return True
+
+    def _record_refused(self, suggestion: Suggestion, failure: Failure) -> None:
+        self._losses[suggestion.key] = dict.fromkeys(self._metrics, self._on_refused(suggestion, failure))
+
+    def _withdraw(self) -> None:
+        """Refuses what waits for GPUs that no node has any more, most likely after it was lost there."""
+
+        def refused(suggestion: Suggestion) -> bool:
+            if suggestion.kind != "search" or not self._queue.capacity.lacks(suggestion.config):
+                return False
+            if failure := self._refuse(suggestion.config):
+                self._record_refused(suggestion, failure)
+            return failure is not None
+
+        for pending in self._queue.withdrawn(refused):
+            self._searched -= 1
+            for inner_id in pending.inner_ids:
+                self._tell(inner_id, self._losses[pending.suggestion.key])
 
     def _drawn(self) -> Pending | None:
         """A configuration drawn from those not tried yet: the sampler keeps proposing what is known.
