@@ -14,6 +14,8 @@ from tuner.errors import InfrastructureLost
 from tuner.failures import Cause
 from tuner.recorder import Recorder
 from tuner.results import ResultStore
+from tuner.search.queue import Pending, Queue
+from tuner.suggestion import Suggestion
 from tuner.task import make_task
 
 TASK = make_task({"base_runtime": "simulator"})
@@ -86,6 +88,78 @@ def test_on_cpus_only_what_needs_gpus_lacks_them() -> None:
     cluster = Capacity(lambda config: int(bool(config)), nodes=lambda: [HEAD], counts_gpus=False)
     assert not cluster.lacks({})
     assert cluster.lacks({"device": "cuda"})
+
+
+def test_as_many_at_once_as_fit_on_each_node() -> None:
+    three = [Node("a", "node a", 3.0, 8.0), Node("b", "node b", 3.0, 8.0)]
+    assert Capacity(nodes=lambda: three, fewest=2).at_once == 2
+    few_cpus = [Node("h", "head", 0.0, 64.0), Node("a", "node a", 8.0, 3.0)]
+    assert Capacity(nodes=lambda: few_cpus).at_once == 3
+
+
+class Served:
+    """A queue that hands out trials of these sizes on two nodes of four GPUs each, and their sizes."""
+
+    def __init__(self, *sizes: int, share: float = 1.0) -> None:
+        self.nodes = [Node("a", "node a", 4.0, 8.0), Node("b", "node b", 4.0, 8.0)]
+        self.queue = Queue(
+            Capacity(
+                lambda config: int(str(config["tp-size"])), nodes=lambda: self.nodes, share=lambda: share
+            )
+        )
+        self.due = [Pending(Suggestion(k, "search", {"tp-size": size})) for k, size in enumerate(sizes)]
+
+    def next(self, node: str | None = None) -> int | None:
+        """The size of the next trial, which is placed on `node` if that is given; None where it waits."""
+        pending = self.queue.next(lambda: self.due.pop(0) if self.due else None)
+        if pending is None:
+            return None
+        name = str(pending.suggestion.number)
+        self.queue.starts(name, pending)
+        if node:
+            self.queue.placed(name, node)
+        return self.queue.capacity.gpus(pending.suggestion.config)
+
+
+def test_a_trial_is_handed_out_where_a_single_node_has_room() -> None:
+    served = Served(2, 2, 4, 2, 2, 1)
+    assert [served.next("a"), served.next("b")] == [2, 2]
+    assert [served.next("b"), served.next("a")] == [2, 2], "they overtake the one of four"
+    assert served.next() is None
+    served.queue.ended("0")
+    assert served.next("a") == 1
+    for ended in ("1", "3"):
+        served.queue.ended(ended)
+    assert served.next("b") == 4
+
+
+def test_a_trial_that_is_not_placed_yet_counts_where_it_fits_best() -> None:
+    served = Served(1, 2, 3, 4, 2)
+    assert [served.next(), served.next()] == [1, 2], "on one node"
+    assert served.next() == 3
+    assert served.next() is None, "neither four nor two"
+    served = Served(2, 2, 4)
+    assert [served.next(), served.next(), served.next()] == [2, 2, 4]
+    served.queue.placed("0", "a")
+    served.queue.placed("1", "b")  # so that the third waits for one of the two
+    served.due.append(Pending(Suggestion(3, "search", {"tp-size": 1})))
+    assert served.next() == 1
+    served.due.append(Pending(Suggestion(4, "search", {"tp-size": 2})))
+    served.queue.ended("0")
+    assert served.next() is None
+
+
+def test_a_trial_that_fits_on_no_node_any_more_keeps_nobody_from_running() -> None:
+    served = Served(3, 4, 2)
+    assert [served.next("a"), served.next()] == [3, 4]
+    served.nodes[1:] = [Node("c", "node c", 3.0, 8.0)]
+    del served.nodes[0]
+    assert served.next("c") == 2
+
+
+def test_the_share_of_a_study_bounds_what_it_is_handed_out_on_all_nodes() -> None:
+    served = Served(2, 2, 2, share=0.5)
+    assert [served.next("a"), served.next("b"), served.next()] == [2, 2, None]
 
 
 def test_where_no_trial_needs_a_gpu_cpus_count() -> None:

@@ -56,16 +56,17 @@ class Capacity:
     def cpus_for(self, config: Config) -> float:
         """The CPUs of a trial of `config`: as many as it asks for and a node that can run it has now."""
         gpus = self.gpus(config)
-        able = [node.cpus for node in self.usable() if node.gpus >= gpus and self._has(node)]
+        able = [node.cpus for node in self.usable() if node.gpus >= gpus and self.has(node)]
         return min(self.cpus(config), max(able, default=math.inf))
 
-    def _has(self, node: Node) -> float:
+    def has(self, node: Node) -> float:
+        """What that node has in all."""
         return node.gpus if self.counts_gpus else node.cpus
 
     @property
     def total(self) -> float:
         """What the usable nodes have together."""
-        return sum(map(self._has, self.usable()))
+        return sum(map(self.has, self.usable()))
 
     @property
     def allowed(self) -> float:
@@ -75,18 +76,18 @@ class Capacity:
     @property
     def largest(self) -> float:
         """What the largest usable node has, which bounds a single trial."""
-        return max(map(self._has, self.usable()), default=0.0)
+        return max(map(self.has, self.usable()), default=0.0)
 
     def lacks(self, config: Config) -> bool:
         """Whether no usable node has the GPUs of `config`; not where none holds any trial: one is awaited."""
-        able = [node.gpus for node in self.usable() if self._has(node) >= self.fewest]
+        able = [node.gpus for node in self.usable() if self.has(node) >= self.fewest]
         return bool(able) and self.gpus(config) > max(able)
 
     @property
     def at_once(self) -> int:
-        """How many trials fit, of those that need the fewest GPUs; each needs a CPU for its load."""
-        cpus = sum(node.cpus for node in self.usable())
-        return max(1, int(min(self.total // self.fewest if self.counts_gpus else cpus, cpus)))
+        """How many trials fit, of those that need the fewest GPUs; each needs a CPU of its node as well."""
+        fit = (min(self.has(node) // self.fewest, node.cpus) for node in self.usable())
+        return max(1, sum(map(int, fit)))
 
     def lost(self, node: str) -> str | None:
         """A trial was lost on the node of that id; the node's name where it is left out from now on.
@@ -94,7 +95,7 @@ class Capacity:
         The last node that can hold a trial is kept: that nothing works there is told by the trials.
         """
         self._lost[node] = self._lost.get(node, 0) + 1
-        usable = {each.id: each.name for each in self.usable() if self._has(each) >= self.fewest}
+        usable = {each.id: each.name for each in self.usable() if self.has(each) >= self.fewest}
         if self._lost[node] < LOST_IN_A_ROW or node not in usable or len(usable) == 1:
             return None
         self.left_out[node] = usable[node]
@@ -110,7 +111,7 @@ class Capacity:
         Of the latter none is avoided where no other node could hold the trial.
         """
         needed, usable = self.needs(config), self.usable()
-        elsewhere = any(self._has(node) >= needed for node in usable if node.id not in lost_on)
+        elsewhere = any(self.has(node) >= needed for node in usable if node.id not in lost_on)
         return sorted({*self.left_out, *(lost_on if elsewhere else ())})
 
 
