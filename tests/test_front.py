@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import studies
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +40,28 @@ def test_the_knee_is_the_point_nearest_to_the_best_of_everything() -> None:
     assert from_the_knee(points) == [1, 0, 2]
     assert from_the_knee([]) == []
     assert from_the_knee([[3.0], [1.0], [2.0]]) == [1]
+    assert from_the_knee([[0.0, 0.7], [0.04, 0.0]]) == [1, 0]  # 4 % more of one for 50 % less of the other
+
+
+@pytest.mark.parametrize("repeats", [[], [{}, {"tp-size": 2}] * 2])
+def test_the_defaults_are_recommended_where_they_are_the_knee(repeats: list[dict[str, Any]]) -> None:
+    made = studies.make([{"tp-size": 2}, {"tp-size": 4}], repeats=repeats, fails=studies.never_fails)
+    made.about["task"]["optimization"]["objective"] = SEVERAL
+    losses = {"{}": (1.0, 1.0), '{"tp-size": 2}': (0.96, 1.7), '{"tp-size": 4}': (1.2, 1.2)}
+    for row in made.trials:
+        values = zip(SEVERAL, losses[row["config"]], strict=True)
+        each = {
+            name: {
+                "objective": math.exp(loss if name == SEVERAL[0] else -loss),
+                "score": math.exp(loss),
+                "loss": loss,
+            }
+            for name, loss in values
+        }
+        row |= {**each[SEVERAL[0]], "objectives": json.dumps(each), "objective_name": SEVERAL[0]}
+    answer = summary(made.results())
+    assert [trial["trial"] for trial in answer.front] == [0, 1]
+    assert answer.defaults_are_best and "knee of the front" in answer.reason
 
 
 # --- the search ----------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def check_task(path: Path, engine_name: str | None = None) -> Iterator[str]:
     task = load_task(path)
     engine = make_engine(task, engine_name)
     version, missing = _version(engine)
-    yield f"Task        {task.task_name}: {task.objective.meaning} ({task.objective.name})"
+    every = ", ".join(f"{objective.meaning} ({objective.name})" for objective in task.objectives)
+    yield f"Task        {task.task_name}: {every}"
     yield f"Engine      {engine_text(engine.name, version)}, model {task.model.id_or_path}"
     yield f"Space       {_space_text(task)}"
     if task.parameters == DEFAULT_PARAMETERS and "parameters" not in task.model_fields_set:

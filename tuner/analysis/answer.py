@@ -175,12 +175,18 @@ def _verdict(
         ended = out.get(baseline["trial"], outcome(baseline))
         return Verdict.UNKNOWN, f"The engine's defaults ended as “{ended}”: the gain is unknown."
     if best["kind"] == "baseline":
-        lucky = "What looked better at first was not when it was measured again."
-        nothing = f"Nothing that {'held' if out else 'was measured'} is better than the engine's defaults."
-        return Verdict.NO_GAIN, lucky if gain.rounds else nothing
+        return Verdict.NO_GAIN, _why_defaults(best, gain, out)
     if is_true(best["slo_met"]) and not is_true(baseline["slo_met"]):
         return Verdict.BETTER, "It meets the SLOs, which the engine's defaults violate."
     return _judged(gain)
+
+
+def _why_defaults(best: Trial, gain: Gain, out: Mapping[int, str]) -> str:
+    if best["objectives"]:
+        return "The engine's defaults are the knee of the front, the best compromise."
+    if gain.rounds:
+        return "What looked better at first was not when it was measured again."
+    return f"Nothing that {'held' if out else 'was measured'} is better than the engine's defaults."
 
 
 def _judged(gain: Gain) -> tuple[Verdict, str]:

@@ -128,12 +128,14 @@ def _favoured(results: StudyResults, groups: Mapping[str, list[Trial]], first: M
 
     Which of them it is, their first runs help to tell; that it is better than the baseline, only what was
     measured afterwards does, for it was picked for its first run. Else the baseline stands, where nothing is
-    better by more than equals differ. Of several objectives, the knee.
+    better by more than equals differ. Of several objectives, the knee of the front, be it the baseline.
     """
     defaults = config_key({})
     others = [key for key in groups if key != defaults]
     if len(objectives_of(results)) > 1:
-        return others[from_the_knee([losses_of(first[key]) for key in others])[0]]
+        held = [key for key in first if key in groups or status(first[key]) is Status.FINISHED]
+        ranked = from_the_knee([losses_of(first[key]) for key in held if key not in failed_again(results)])
+        return next((held[place] for place in ranked if held[place] in groups), others[0])
     means = {key: _mean_loss([*filter(_counts, [first[key]]), *groups[key]]) for key in others}
     equal = [key for key, mean in means.items() if mean <= min(means.values()) + math.log1p(EQUAL)]
     baseline = first.get(defaults)

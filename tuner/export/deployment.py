@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuner.analysis import Status, Summary, status, summary
-from tuner.analysis.trials import Trial, command_of, is_number, is_true, rows
+from tuner.analysis.trials import Trial, command_of, is_number, is_true, objectives_of, rows
 from tuner.errors import StudyError
-from tuner.report.sentences import gain_sentence
+from tuner.report.sentences import gain_sentence, other_objectives
 from tuner.report.words import engine_text, gain_text, promises_text, unit_of
 from tuner.results import StudyResults
 from tuner.secrets import is_secret, is_switch, reference
@@ -175,6 +175,7 @@ def _origin(results: StudyResults, answer: Summary, trial: Trial) -> str:
         f"Study {results.about['study']}, trial {trial['trial']}{', its best' if is_best else ''}: "
         f"{objective.meaning} {figure}",
         f"Gain: {gain}",
+        f"Also: {also}" if is_best and (also := other_objectives(answer, objectives_of(results))) else "",
         f"SLOs: {promises_text(trial)}" if trial["slo_worst"] and _judged(trial) else "",
         ", ".join([f"Measured with {engine}", *hardware]),
     ]
