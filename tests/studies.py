@@ -321,6 +321,7 @@ def _step(study: str, trial: int, step: int, concurrency: int, level: Metrics) -
         "total_tok_s_per_gpu": level.total_tok_s / level.gpus,
         "output_tok_s_per_gpu": level.output_tok_s / level.gpus,
         "requests_per_s": level.requests_per_s,
+        "goodput": level.goodput,
         "success_rate": level.success_rate,
         "client_lag_s": 0.0002,
     }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tuner import analysis
 from tuner.analysis import Status, Verdict
-from tuner.analysis.trials import rows
+from tuner.analysis.trials import at_levels, rows
 from tuner.failures import Cause
 from tuner.objective import OBJECTIVES, SloTerm
 from tuner.space import config_key
@@ -103,6 +103,13 @@ class TestBest:
         assert best["score"] == (
             compared["score"].max() if OBJECTIVES[objective].maximise else compared["score"].min()
         )
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_an_objective_is_the_mean_of_its_load_levels(self, objective: str) -> None:
+        results = studies.make(studies.grid(studies.PARAMETERS, 5), objective=objective).results()
+        for trial in rows(analysis.finished(results.trials)):
+            values = at_levels(results, trial).values()
+            assert len(values) == 2 and np.mean(list(values)) == pytest.approx(trial["objective"])
 
     @given(scores)
     def test_of_any_study_has_the_lowest_loss(self, values: list[float | None]) -> None:

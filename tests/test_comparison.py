@@ -8,12 +8,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import studies
 from click.testing import CliRunner
 from rich.console import Console
 
 from tuner.analysis.comparison import Comparison, compare, spread
+from tuner.analysis.trials import at_levels
 from tuner.cli import cli
 from tuner.errors import ResultsError
 from tuner.objective import SloTerm
@@ -79,6 +81,23 @@ class TestNoise:
             assert one is not None and two is not None and one.share == two.share
             assert None not in (one.low, one.high, two.low, two.high)
             assert two.high - two.low > 1.2 * (one.high - one.low)  # type: ignore[operator]
+
+    @pytest.mark.parametrize("objective", ["minimize_latency", "maximize_throughput", "maximize_goodput"])
+    def test_a_load_level_of_other_prompts_counts_as_in_the_objective(self, objective: str) -> None:
+        """The standard error is that of a bootstrap, where load levels are far apart."""
+        made = study("a", objective=objective, levels=(1, 2, 4, 300), noise=0.6)
+        side = of(made, study("b", objective=objective, levels=(1, 2, 4, 300))).sides[0]
+        best = side.answer.best
+        assert best is not None
+        own = side.results.requests[side.results.requests["trial"] == best["trial"]]
+        latencies = [level.to_numpy() for _, level in own.groupby("step")["e2e_s"]]
+        values = at_levels(side.results, best).values()
+        rng = np.random.default_rng(0)
+        sums = np.zeros(4000)
+        for level, value in zip(latencies, values, strict=True):
+            ratio = rng.choice(level, (4000, len(level))).mean(axis=1) / level.mean()
+            sums += value / ratio if objective.startswith("maximize") else value * ratio
+        assert side.prompts_error == pytest.approx(float(np.log(sums).std()), rel=0.1)
 
     def test_without_repeats_a_small_difference_is_none(self) -> None:
         first, second = (

@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 
 from tuner.analysis.answer import CONFIDENCE, STARTS_DIFFER, Summary, summary
 from tuner.analysis.confirmation import deviation, runs_of
-from tuner.analysis.trials import REQUEST_COLUMNS, Trial, objective_of, objectives_of, slo_terms
+from tuner.analysis.trials import REQUEST_COLUMNS, Trial, at_levels, objective_of, objectives_of, slo_terms
 from tuner.errors import ResultsError, TunerError
 from tuner.objective import SloTerm
 from tuner.results import StudyResults
@@ -130,7 +130,11 @@ def _side(results: StudyResults) -> Side:
 
 
 def _prompts_error(results: StudyResults, trial: Trial | None) -> float:
-    """From how the latencies of one trial's requests differ; 0 where nothing tells."""
+    """From how the latencies of one trial's requests differ; 0 where nothing tells.
+
+    The objective is a mean over load levels, so that each counts by its share of the sum; a rate is off by
+    the same share as the mean latency that it hangs on.
+    """
     if trial is None:
         return 0.0
     column = REQUEST_COLUMNS[objective_of(results).steered_by[0]]
@@ -138,7 +142,10 @@ def _prompts_error(results: StudyResults, trial: Trial | None) -> float:
     requests = requests[requests["trial"] == trial["trial"]]
     levels = requests.groupby("step")[column]
     errors = (levels.sem() / levels.mean()).dropna()
-    return math.sqrt(float((errors**2).sum())) / len(errors) if len(errors) else 0.0
+    values = at_levels(results, trial)
+    weights = np.array([values.get(step, 0.0) for step in errors.index])
+    total = float(weights.sum())
+    return math.sqrt(float(((weights * errors) ** 2).sum())) / total if total > 0 else 0.0
 
 
 def _facts(results: StudyResults) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,11 @@ from tuner.task.slo import SloSpec
 
 Trial = Mapping[str, Any]  # one row of the trials table
 REQUEST_COLUMNS = {"ttft": "ttft_s", "tpot": "tpot_s", "latency": "e2e_s"}  # of a request, by latency
+_RATE_COLUMNS = {
+    "maximize_throughput": "total_tok_s_per_gpu",
+    "maximize_output_throughput": "output_tok_s_per_gpu",
+    "maximize_goodput": "goodput",
+}
 _TELLING = ["failure_cause", "slo_hard_failed", "stopped_early", "score", "loss", "objectives"]
 
 
@@ -117,6 +122,15 @@ def objectives_of(results: StudyResults) -> list[Objective]:
 def objective_of(results: StudyResults) -> Objective:
     """The study's objective; of several, the first."""
     return objectives_of(results)[0]
+
+
+def at_levels(results: StudyResults, trial: Trial) -> dict[int, float]:
+    """The objective at each of a trial's load levels, by its step; of several objectives, the first."""
+    objective = objective_of(results)
+    column = _RATE_COLUMNS.get(objective.name, f"{objective.steered_by[0]}_mean_s")
+    steps = results.steps[results.steps["trial"] == trial["trial"]].dropna(subset=[column])
+    gpus = max(trial["gpus"], 1) if objective.counts_promises else 1
+    return {int(step): float(value) / gpus for step, value in zip(steps["step"], steps[column], strict=True)}
 
 
 def losses_of(trial: Trial) -> list[float]:

@@ -27,8 +27,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.analysis import Status, objective_of, status, summary
-from tuner.analysis.trials import Trial, default_of, is_true, objectives_of, rows, slo_terms
+from tuner.analysis import Status, status, summary
+from tuner.analysis.trials import Trial, at_levels, default_of, is_true, objectives_of, rows, slo_terms
 from tuner.errors import ResultsError, StudyError
 from tuner.objective import Objective
 from tuner.publish import Published
@@ -60,10 +60,6 @@ _TOLD = (
     *("slo_met", "slo_worst", "slo_worst_violation"),
     *("failure_stage", "failure_cause", "failure_detail", "max_load", "start_s", "duration_s"),
 )
-_RATES = {
-    "maximize_throughput": "total_tok_s_per_gpu",
-    "maximize_output_throughput": "output_tok_s_per_gpu",
-}
 
 
 def publish(results: StudyResults, storage: str) -> Published:
@@ -185,12 +181,7 @@ def _plain(value: Any) -> Any:
 
 def _levels(results: StudyResults, row: Trial) -> dict[int, float]:
     """The objective at each load level, counted from 1."""
-    objective = objective_of(results)
-    latency = f"{objective.steered_by[0]}_mean_s"
-    column = _RATES.get(objective.name) if objective.maximise else latency
-    steps = results.steps[results.steps["trial"] == row["trial"]]
-    found = {} if column is None else dict(zip(steps["step"], steps[column], strict=True))
-    return {int(step) + 1: float(value) for step, value in found.items() if pd.notna(value)}
+    return {step + 1: value for step, value in at_levels(results, row).items()}
 
 
 def _answer(results: StudyResults) -> dict[str, Any]:
