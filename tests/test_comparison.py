@@ -158,6 +158,15 @@ class TestWhatCompares:
         assert "One of them has no best configuration" in on_terminal(found)
         assert found.sides[1].answer.best is None
 
+    def test_a_study_of_which_no_request_kept_the_slos_is_shown(self) -> None:
+        goodput = {"objective": "maximize_goodput", "terms": [SloTerm("ttft", "p95", 1e-9)], "repeats": []}
+        found = of(study("a", **goodput), study("b", **goodput))
+        assert found.sides[0].answer.best is not None and found.sides[0].answer.best["objective"] == 0
+        (match,) = found.matches
+        assert not match.obstacles and match.best is None and not match.shared
+        for text in (" ".join(on_terminal(found).split()), comparison_html(found)):
+            assert "No request of one of them kept the SLOs" in text
+
     def test_a_study_without_a_trial_is_shown(self) -> None:
         empty = study("b", configs=[], repeats=[], baseline=False, objective="maximize_throughput")
         found = of(study("a", objective="maximize_throughput"), empty)

@@ -190,7 +190,7 @@ def _matched(sides: Sequence[Side], one: int, two: int) -> Matched:
     best = None
     if first.answer.best is not None and second.answer.best is not None:
         bests = [_best_runs(side, own) for side, own in zip((first, second), runs, strict=True)]
-        best = judge.ratio(bests[0], bests[1])
+        best = judge.ratio(bests[0], bests[1]) if all(bests) else None
     if first.facts["engine"] != second.facts["engine"]:  # the same flag need not be the same thing
         return Matched(one, two, (), best)
     return Matched(one, two, (), best, *_in_common(judge))
@@ -205,9 +205,12 @@ def _obstacles(first: Side, second: Side) -> Iterator[str]:
 
 
 def _best_runs(side: Side, runs: Mapping[str, list[Trial]]) -> list[Trial]:
-    """The runs that tell of a study's best: its repeats, since the first was chosen for its luck."""
+    """The runs that tell of a study's best: its repeats, since the first was chosen for its luck.
+
+    None of them where its objective is zero, as nothing kept the SLOs: that has no ratio to any other.
+    """
     assert side.answer.best is not None
-    own = runs[config_key(side.answer.best["config"])]
+    own = runs.get(config_key(side.answer.best["config"]), [])
     return [trial for trial in own if trial["kind"] != "search"] or own
 
 

@@ -133,8 +133,10 @@ def verdicts(found: Comparison, match: Matched) -> list[str]:
     lines = []
     if match.best is not None:
         lines.append(f"Its best: {ratio_text(match.best)}")
-    else:
+    elif any(found.sides[place].answer.best is None for place in (match.first, match.second)):
         lines.append("One of them has no best configuration.")
+    else:
+        lines.append("No request of one of them kept the SLOs, so there is no ratio of both.")
     if match.overall is not None:
         count = len(match.shared)
         text = f"{count} configuration{'s' * (count != 1)} that both measured, on average"
