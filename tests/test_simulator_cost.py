@@ -121,11 +121,12 @@ def test_more_drafts_of_a_better_model_are_more_tokens_a_step(
     steps: int, topk: int, drafts: int, acceptance: float
 ) -> None:
     sizes = Speculation("EAGLE", steps, topk, drafts, acceptance)
-    assert 1 <= sizes.tokens_per_step <= steps + 1
-    assert replace(sizes, draft_tokens=drafts + 1).tokens_per_step >= sizes.tokens_per_step
-    assert replace(sizes, topk=topk + 1).tokens_per_step >= sizes.tokens_per_step
-    assert replace(sizes, acceptance=(1 + acceptance) / 2).tokens_per_step >= sizes.tokens_per_step
+    assert 0 <= sizes.chance <= 1
+    assert replace(sizes, draft_tokens=drafts + 1).chance >= sizes.chance
+    assert replace(sizes, topk=topk + 1).chance >= sizes.chance
+    assert replace(sizes, acceptance=(1 + acceptance) / 2).chance >= sizes.chance
+    expected = sum(sizes.chance**place for place in range(steps + 1))
     rng = Random(0)
     drawn = [sizes.draw(rng) for _ in range(3000)]
     assert set(drawn) <= set(range(1, steps + 2))
-    assert sum(drawn) / 3000 == pytest.approx(sizes.tokens_per_step, rel=0.1)
+    assert sum(drawn) / 3000 == pytest.approx(expected, rel=0.1)

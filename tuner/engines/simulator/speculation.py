@@ -45,11 +45,6 @@ class Speculation:
         width = min(self.topk, (self.draft_tokens - 1) / self.steps)
         return float(1 - (1 - self.acceptance) ** width)
 
-    @property
-    def tokens_per_step(self) -> float:
-        """Expected tokens of a step: (1 − p^(n+1))/(1 − p) for n drafts in a row of chance p."""
-        return float(sum(self.chance**place for place in range(self.steps + 1)))
-
     def draw(self, rng: Random) -> int:
         """The tokens of one step for one request."""
         tokens = 1
