@@ -35,7 +35,10 @@ class Domain(Protocol):
         ...
 
     def draw(self, share: float) -> Value:
-        """The member at `share` of the way from the first to the last, 0 to 1 (exclusive)."""
+        """The member at `share` of the way from the first to the last, 0 to 1 (exclusive).
+
+        Of a range the nearest one: its ends are drawn less often, half as often where its steps are equal.
+        """
         ...
 
 

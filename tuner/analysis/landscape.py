@@ -32,7 +32,7 @@ from tuner.task import make_task
 
 WORST = 4.0  # times the best: as which a score counts that is worse by more
 _DRAWS = 2_000  # configurations of a space that is larger
-_MOST_LEVELS = 16  # of a parameter; one with more values is cut into bins of equally likely ones
+_MOST_LEVELS = 16  # of a parameter; one with more values is cut into bins that are drawn equally often
 _MOST_CHOICES = 64  # of a parameter without an order
 
 
@@ -188,7 +188,7 @@ class _Codes:
 
 
 def _levels(domain: Domain) -> tuple[list[Any], bool]:
-    """A domain's values, or upper ends of bins that are equally likely; and whether they have an order.
+    """A domain's values, or upper ends of bins that are drawn equally often; and whether they have an order.
 
     Numbers have one however their list is written, and then ascend.
     """
