@@ -6,6 +6,7 @@ A loss is the logarithm of a score, so a difference of losses is a share.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,51 @@ from tuner.plan import planned_repeats
 from tuner.search.surrogate import expected_improvement
 
 _NEGLIGIBLE = EQUAL / 2  # share of the score that a wrong choice between two may be expected to cost
+
+
+class Repeats:
+    """The losses of each configuration's runs, by its key, and which of them has another; see `due`."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._runs: dict[str, list[float]] = {}
+        self._begun: Counter[str] = Counter()  # since the search ended
+        self.planned = 0  # as far as is known
+
+    def first(self, key: str, loss: float) -> None:
+        """A trial of the search has ended: what is measured again is asked anew."""
+        self._runs[key] = [loss]
+        self._begun.clear()
+
+    def ended(self, key: str, loss: float) -> None:
+        """A repeat that `next` asked for has ended."""
+        self._runs[key].append(loss)
+
+    def recalled(self, key: str, loss: float) -> bool:
+        """A repeat ended before the study went on; False where its first run cannot be read any more."""
+        if key not in self._runs:
+            return False
+        self._begun[key] += 1
+        self.ended(key, loss)
+        return True
+
+    def next(
+        self, candidates: Sequence[str], under_way: Mapping[str, int], *, baseline: str | None, spare: int
+    ) -> str | None:
+        """The key of the configuration to measure again; None where enough is known."""
+        self.planned = planned_repeats(self._rounds, len(candidates), baseline=baseline is not None)
+        key = due(
+            candidates,
+            self._runs,
+            under_way,
+            self._begun,
+            rounds=self._rounds,
+            baseline=baseline,
+            spare=spare,
+        )
+        if key is not None:
+            self._begun[key] += 1
+        return key
 
 
 def due(

@@ -21,10 +21,10 @@ from tuner.capacity import Capacity
 from tuner.failures import Cause, Failure
 from tuner.objective import FAILED_TIER, HARD_SLO_TIER
 from tuner.past import Past, PastTrial
-from tuner.plan import FINALISTS, planned_repeats
+from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
 from tuner.search.queue import Pending, Queue
-from tuner.search.repeats import due
+from tuner.search.repeats import Repeats
 from tuner.space import SearchSpace, config_key
 from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.suggestion import ELAPSED, METRIC, MODE, PLACED, SHARE, Config, Losses, Suggestion
@@ -64,7 +64,7 @@ class StudySearcher(Searcher):
     ) -> None:
         super().__init__(metric=METRIC, mode=MODE)
         self._inner, self._encoding, self._space = inner, encoding, space
-        self.budget, self.baseline, self.rounds = budget, baseline, rounds
+        self.budget, self.baseline = budget, baseline
         self._baseline_due = baseline
         self._end, self.stopping, self._expected_gain = end or SearchEnd(), stopping, expected_gain
         self.ended_early = ""  # why the search ended before its last trial
@@ -75,19 +75,18 @@ class StudySearcher(Searcher):
         self._metrics = metrics
         self._losses: dict[str, Losses] = {}
         self._measured: dict[str, Config] = {}
-        self._runs: dict[str, list[float]] = {}  # of what was measured, each run's loss
+        self._stopped: set[str] = set()  # which were not seen to their end, and lose
+        self._repeats = Repeats(rounds)
         self._refused_in_a_row = 0
         self._lacked: Mapping[str, float] = {}
         self._given_up: set[str] = set()
-        self._asked = self._numbered = self._searched = self._repeats = 0
+        self._asked = self._numbered = self._searched = 0
         self._asked_in_a_row = _ASKED_IN_A_ROW
-        self._repeated: Counter[str] = Counter()  # by configuration: its repeats since the search ended
-        self._stopped: set[str] = set()  # which were not seen to their end, and lose
 
     @property
     def planned(self) -> int:
         """Trials of the search at the most, and of the confirmation once it is known what is repeated."""
-        return self.budget + self._repeats
+        return self.budget + self._repeats.planned
 
     def guard(
         self, refuse: Callable[[Config], Failure | None], on_refused: Callable[[Suggestion, Failure], float]
@@ -112,11 +111,7 @@ class StudySearcher(Searcher):
                 self.stopping.finished(trial.curve)
             if trial.kind != "confirm":
                 self._remember(trial)
-            elif (
-                key := config_key(trial.config)
-            ) in self._runs:  # else its first run cannot be read any more
-                self._repeated[key] += 1
-                self._runs[key].append(trial.losses[0])
+            elif self._repeats.recalled(config_key(trial.config), trial.losses[0]):
                 self._end.took(gpus=self._counted(trial.gpus), duration_s=trial.duration_s)
 
     def _remember(self, trial: PastTrial) -> None:
@@ -158,7 +153,7 @@ class StudySearcher(Searcher):
         gpus = self._counted(self._queue.capacity.needs(suggestion.config))
         duration_s = float(result.get(ELAPSED, 0.0))
         if suggestion.kind == "confirm":
-            self._runs[suggestion.key].append(losses[METRIC])
+            self._repeats.ended(suggestion.key, losses[METRIC])
             self._end.took(gpus=gpus, duration_s=duration_s)
             return
         self._end.ended(self._progress(losses), gpus=gpus, duration_s=duration_s)
@@ -168,11 +163,11 @@ class StudySearcher(Searcher):
             self._tell(inner_id, losses)
 
     def _measure(self, key: str, config: Config, share: float) -> None:
-        """Takes note of a first run, of which that share was seen; what is repeated is then asked anew."""
-        self._measured[key], self._runs[key] = config, [self._losses[key][METRIC]]
+        """Takes note of a first run, of which that share was seen."""
+        self._measured[key] = config
+        self._repeats.first(key, self._losses[key][METRIC])
         if share < 1:
             self._stopped.add(key)
-        self._repeated.clear()
 
     def _counted(self, gpus: int) -> int:
         """How many GPUs a trial holds; none where CPUs are counted."""
@@ -223,21 +218,14 @@ class StudySearcher(Searcher):
         defaults, several = config_key({}), len(self._metrics) > 1
         ranked = [key for key in self._ranked() if key != defaults and (several or key not in self._stopped)]
         served = self._losses.get(defaults, {}).get(METRIC, math.inf) < FAILED_TIER  # else it would only fail
-        self._repeats = planned_repeats(self.rounds, len(ranked), baseline=served)
         under_way = Counter(pending.suggestion.key for pending in self._queue)
-        key = due(
+        key = self._repeats.next(
             ranked[:FINALISTS] if several else ranked,
-            self._runs,
             under_way,
-            self._repeated,
-            rounds=self.rounds,
             baseline=defaults if served else None,
             spare=0 if several else self._spare(under_way.total()),
         )
-        if key is None:
-            return None
-        self._repeated[key] += 1
-        return self._measured[key]
+        return None if key is None else self._measured[key]
 
     def _spare(self, under_way: int) -> int:
         """Trials that are left over for more repeats, as the search has ended before its budget was spent."""
