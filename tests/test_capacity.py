@@ -143,9 +143,17 @@ def test_a_trial_that_is_not_placed_yet_counts_where_it_fits_best() -> None:
     served.queue.placed("0", "a")
     served.queue.placed("1", "b")  # so that the third waits for one of the two
     served.due.append(Pending(Suggestion(3, "search", {"tp-size": 1})))
-    assert served.next() == 1
-    served.due.append(Pending(Suggestion(4, "search", {"tp-size": 2})))
+    assert served.next() is None, "that may become free"
     served.queue.ended("0")
+    assert served.next() == 1
+
+
+def test_another_attempt_at_what_a_node_lost_is_not_overtaken_by_what_it_might_lose_next() -> None:
+    served = Served(2, 2, 2, 2, 2)
+    assert [served.next(node) for node in "aabb"] == [2, 2, 2, 2]
+    served.queue.lost("0")
+    assert served.next() == 2
+    assert [each.suggestion.attempt for each in served.queue if each.suggestion.number == 0] == [2]
     assert served.next() is None
 
 

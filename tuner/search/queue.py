@@ -5,7 +5,8 @@ Knows the cluster's capacity, and nothing of how suggestions come about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,24 +26,6 @@ class Pending:
     holds: float = 0.0  # as `avoids`, since it was handed out
     avoids: Collection[str] = ()
     lost_on: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class Room:
-    """What is free: by node, and of the study's share of all."""
-
-    by_node: Mapping[str, float]
-    of_share: float
-
-    @property
-    def most(self) -> float:
-        """The most that a trial may need."""
-        return min(max(self.by_node.values(), default=0.0), self.of_share)
-
-    def holds(self, needs: float, avoided: Collection[str]) -> bool:
-        """Whether a trial that needs so much fits on a node that it does not avoid."""
-        found = (free for node, free in self.by_node.items() if node not in avoided)
-        return needs <= min(max(found, default=0.0), self.of_share)
 
 
 class Queue:
@@ -67,27 +50,25 @@ class Queue:
         Where nothing runs, it is the first. A small one may overtake a large one that waits, which keeps
         GPUs busy, but not for ever.
         """
-        room = self._room() if self._running else None
+        free = self._free() if self._running else math.inf
         while True:
             for place, pending in enumerate(self._waiting):
-                if room is None or self._fits(pending, room):
+                if self.capacity.needs(pending.suggestion.config) <= free:
                     self._overtaken = self._overtaken + 1 if place else 0
                     return self._waiting.pop(place)
                 if self._overtaken >= _OVERTAKEN:
                     return None
-            if len(self._waiting) >= _MOST or (room and self._waiting and room.most < self.capacity.fewest):
+            if len(self._waiting) >= _MOST or (self._waiting and free < self.capacity.fewest):
                 return None
             if (following := due()) is None:
                 return None
             self._waiting.append(following)
 
-    def _fits(self, pending: Pending, room: Room) -> bool:
-        config, lost_on = pending.suggestion.config, pending.lost_on
-        avoided = self.capacity.avoided(config, lost_on) if lost_on else ()
-        return room.holds(self.capacity.needs(config), avoided)
+    def _free(self) -> float:
+        """The most that is free on a node and left of the study's share, beside what was handed out.
 
-    def _room(self) -> Room:
-        """What is free beside what runs. A trial that is not placed yet counts where it fits best."""
+        A trial that is not placed yet counts where it fits best.
+        """
         has = {node.id: self.capacity.has(node) for node in self.capacity.usable()}
         free, taken = dict(has), 0.0
         for pending in sorted(self._running.values(), key=lambda each: each.node is None):
@@ -96,9 +77,9 @@ class Queue:
                 able = [each for each in has if has[each] >= pending.holds and each not in pending.avoids]
                 node = min(able, key=lambda each: _misfit(free[each], pending.holds), default=None)
             if node in free:
-                taken += min(pending.holds, max(free[node], 0.0))  # the rest is what it waits for
+                taken += pending.holds
                 free[node] -= pending.holds
-        return Room(free, self.capacity.allowed - taken)
+        return min(max(free.values(), default=0.0), self.capacity.allowed - taken)
 
     def withdrawn(self, refused: Callable[[Suggestion], bool]) -> list[Pending]:
         """Those that wait and are `refused`; they wait no longer."""
