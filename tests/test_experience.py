@@ -77,6 +77,14 @@ def test_what_tells_nothing_of_the_space_is_left_out(tmp_path: Path) -> None:
     assert all(config["tp-size"] == 1 and config["chunked-prefill-size"] <= 1024 for config, _ in found.data)
 
 
+@pytest.mark.parametrize("cause", [Cause.NODE_LOST, Cause.NO_SUCH_GPUS])
+def test_what_a_cluster_was_the_reason_of_is_left_out(cause: Cause, tmp_path: Path) -> None:
+    made = studies.make(fails=lambda config: cause if config.get("tp-size") == 2 else None)
+    made.write(tmp_path)
+    known = known_to(task_like(made), tmp_path, "llama-tune").data
+    assert known and all(config["tp-size"] == 1 for config, _ in known)
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [

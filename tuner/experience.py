@@ -22,7 +22,7 @@ from tuner.engines import gpus
 from tuner.engines.base import Engine
 from tuner.engines.simulator.gpus import gpu_of
 from tuner.errors import UsageError
-from tuner.failures import INFRASTRUCTURE
+from tuner.failures import OF_THE_CLUSTER
 from tuner.objective import HARD_SLO_TIER
 from tuner.predict import predict
 from tuner.results import ResultStore, StudyResults
@@ -96,7 +96,7 @@ def _known(task: Task, results: StudyResults) -> Known:
             f"--warm-start: study {study} was of {theirs}, this task is of {task.objective.name}"
         )
     trials = results.trials
-    taught = (trials["kind"] != "baseline") & ~trials["failure_cause"].isin(INFRASTRUCTURE)
+    taught = (trials["kind"] != "baseline") & ~trials["failure_cause"].isin(OF_THE_CLUSTER)
     taught &= ~trials["stopped_early"].fillna(value=False).astype(bool)
     known = [
         (dict(config), float(loss))

@@ -48,6 +48,7 @@ class Cause(StrEnum):
 
 
 INFRASTRUCTURE = frozenset(str(cause) for cause in Cause if cause.infrastructure)  # as results have them
+OF_THE_CLUSTER = INFRASTRUCTURE | {str(Cause.NO_SUCH_GPUS)}  # what says nothing of a configuration elsewhere
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pandas as pd
 from tuner.analysis.trials import Status, busy_s, rows, status
 from tuner.engines.base import Config, Engine, Value
 from tuner.errors import ResultsError, StudyError, UsageError
-from tuner.failures import INFRASTRUCTURE, Cause
+from tuner.failures import OF_THE_CLUSTER, Cause
 from tuner.results import ResultStore, StudyResults, studies
 from tuner.space import config_key
 from tuner.task import Task, make_task
@@ -175,7 +175,7 @@ def past_of(store: ResultStore, task: Task, engine: Engine, version: str, *, ado
 
 
 def _known(results: StudyResults) -> pd.DataFrame:
-    cluster = results.trials["failure_cause"].isin({*INFRASTRUCTURE, str(Cause.NO_SUCH_GPUS)})
+    cluster = results.trials["failure_cause"].isin(OF_THE_CLUSTER)
     known = results.trials[~cluster]
     return known.assign(ended_at=known["started_at"] + pd.to_timedelta(known["duration_s"], unit="s"))
 
