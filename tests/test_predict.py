@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from tuner.cli import cli
 from tuner.objective import Score
-from tuner.predict import predict as predict_score
+from tuner.predict import predict as predict_one
 from tuner.task import make_task
 
 TASK: dict[str, Any] = {
@@ -84,6 +84,7 @@ def test_a_better_gpu_is_predicted_better(tmp_path: Path) -> None:
 
 def test_nothing_that_would_start_is_exit_code_4(tmp_path: Path) -> None:
     code, text = predict(tmp_path, parameters={"mem-fraction-static": [0.01]})
+    assert "None of them would run: " in text and text.split("would run: ")[1].strip()
     assert code == 4
     assert "PREDICTED" in text
 
@@ -108,7 +109,7 @@ def test_the_highest_load_is_looked_for_in_virtual_time_as_well() -> None:
             "optimization": {"objective": "maximize_throughput"},
             "slo": {"tpot": {"threshold": 0.008}},
         }
-        return predict_score(make_task({**TASK, **more}), {}, seed=0)
+        return predict_one(make_task({**TASK, **more}), {}, seed=0).score
 
     listed, searched = predicted(), predicted(find="max_load")
     assert not listed.slo.met  # at 128 streams

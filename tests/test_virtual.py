@@ -303,7 +303,7 @@ def test_the_highest_load_is_searched_as_over_http(tmp_path: Path) -> None:
     assert last.failure is None
     [found] = last.max_loads.values()
     assert 1 < found < 400
-    assert predict(task, {}, seed=0).score is not None
+    assert predict(task, {}, seed=0).score.score is not None
 
 
 @given(

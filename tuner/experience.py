@@ -139,7 +139,7 @@ def _as_simulated(task: Task, engine: Engine, calibration: str | Path | None) ->
 
 def _predicted(task: Task, seed: int) -> Known:
     """The simulator's losses of the whole space, or of as many configurations as it does in some seconds."""
-    return [(config, predict(task, config, seed).loss) for config in some_of(task.space, seed)]
+    return [(config, predict(task, config, seed).score.loss) for config in some_of(task.space, seed)]
 
 
 def some_of(space: SearchSpace, seed: int) -> list[dict[str, Value]]:

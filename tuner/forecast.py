@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,15 @@ from tuner.report.words import config_text, digits, percent
 from tuner.rig import SIMULATED_FLAGS, calibrated, with_args
 from tuner.task import Task
 
+_MOST_REASONS = 3
+
 
 @dataclass(frozen=True)
 class Forecast:
     """The `best` configurations of the `evaluated` ones, the engine's `defaults`, and what has no effect.
 
-    `gain` is a share, in score over the defaults; None where either would not run.
+    `gain` is a share, in score over the defaults; None where either would not run. `why` has the commonest
+    reasons for which configurations would not run.
     """
 
     task: Task
@@ -29,6 +33,7 @@ class Forecast:
     defaults: Prediction
     without_effect: Sequence[str]
     gain: float | None
+    why: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
         """For machines."""
@@ -50,6 +55,8 @@ class Forecast:
             yield f"{value:>14}  {config_text(one.config)}"
         if self.gain is not None:
             yield self._gain_text(self.gain)
+        if not self.best:
+            yield f"None of them would run: {'; '.join(self.why)}"
         if self.without_effect:
             yield f"Not modelled, all values predicted alike: {', '.join(self.without_effect)}"
 
@@ -84,7 +91,9 @@ def forecast(
     found = predict_all(task, some_of(task.space, seed), seed)
     best = [one for one in found if one.starts][:top]
     without_effect = [flag for flag in (*task.engine.args, *task.space.domains) if not effect_of(flag)]
-    return Forecast(task, len(found), best, defaults, without_effect, _gain(task, best, defaults))
+    reasons = Counter(one.failure for one in found if one.failure)
+    why = [reason for reason, _ in reasons.most_common(_MOST_REASONS)]
+    return Forecast(task, len(found), best, defaults, without_effect, _gain(task, best, defaults), why)
 
 
 def _gain(task: Task, best: Sequence[Prediction], defaults: Prediction) -> float | None:

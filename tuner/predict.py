@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuner.engines.base import Config
@@ -25,10 +25,11 @@ _NO_NOISE = {"noise": 0}  # unless the task asks for some
 
 @dataclass(frozen=True)
 class Prediction:
-    """One configuration and the score predicted for it."""
+    """One configuration and the score predicted for it; `failure` says why it would not run, else empty."""
 
     config: Config
     score: Score
+    failure: str = ""
 
     @property
     def starts(self) -> bool:
@@ -36,8 +37,8 @@ class Prediction:
         return self.score.objective is not None and self.score.loss < FAILED_TIER
 
 
-def predict(task: Task, config: Config, seed: int) -> Score:
-    """The score of `config` on `task`, in some tenths of a second; a failed one where it would not start."""
+def predict(task: Task, config: Config, seed: int) -> Prediction:
+    """What `config` would come to on `task`, in some tenths of a second."""
     task = with_args(task, {**_NO_NOISE, **task.engine.args})
     measured_by = rig(task, "simulator", virtual=True)
     *_, last = evaluate(
@@ -50,7 +51,7 @@ def predict(task: Task, config: Config, seed: int) -> Score:
         gpu_ids=[],
         log_path=Path(os.devnull),
     )
-    return last.score
+    return Prediction(config, last.score, "" if last.failure is None else last.failure.detail)
 
 
 def predict_all(task: Task, configs: Iterable[Config], seed: int) -> list[Prediction]:
@@ -71,5 +72,5 @@ def predict_all(task: Task, configs: Iterable[Config], seed: int) -> list[Predic
     found = []
     for config in configs:
         kept = {flag: value for flag, value in config.items() if flag not in unknown}
-        found.append(Prediction(config, predict(known, kept, seed)))
+        found.append(replace(predict(known, kept, seed), config=config))
     return sorted(found, key=lambda one: one.score.loss)
