@@ -152,6 +152,14 @@ def test_a_study_that_its_job_could_not_make_says_why(server: Served) -> None:
     assert server.ask("studies/lost/log").text == server.jobs.printed
 
 
+def test_a_study_that_is_cancelled_before_it_began_is_not_broken(server: Served) -> None:
+    assert server.post("studies?study=early", TASK).json["state"] == "starting"
+    assert server.post("studies/early/cancel").status == 202
+    found = server.ask("studies/early").json
+    assert (found["state"], found["reason"]) == ("interrupted", "cancelled before it began")
+    assert not found["kept"] and server.ask("studies").json["studies"] == [found]
+
+
 # --- how studies stand -----------------------------------------------------------------------------------
 
 

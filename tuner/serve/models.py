@@ -95,7 +95,7 @@ class StudyBody(Body):
 
     study: str
     state: State
-    reason: str = Field("", description="Why it is broken, where it is.")
+    reason: str = Field("", description="Why it is broken, or was never begun, where it is so.")
     kept: bool = Field(description="Whether there is a folder of it already, which may hold results.")
     simulated: bool = Field(description="Whether its numbers come from a model of the engine.")
     engine: str

@@ -202,7 +202,9 @@ class Studies:
         if not store.exists():
             if job is None:
                 raise LookupError(f"no study {name!r} is kept")
-            return body_of_a_job(job, None, virtual=False, reason=self._why(job))
+            stopped = job.state is JobState.STOPPED
+            reason = "cancelled before it began" if stopped else self._why(job)
+            return body_of_a_job(job, None, virtual=False, reason=reason)
         body = body_of(standing(store), job)
         if body.state is State.BROKEN and job is not None and job.state is JobState.FAILED:
             body = body.model_copy(update={"reason": self._why(job)})

@@ -46,7 +46,7 @@ def body_of_a_job(job: Job, task: Task | None, virtual: bool, reason: str = "") 
     began = _iso(job.started_s or datetime.now(UTC).timestamp())
     return StudyBody(
         study=job.study,
-        state=State.BROKEN if job.state.over else State.STARTING,
+        state=_state_without_results(job.state),
         reason=reason,
         kept=False,
         simulated=virtual or (task is not None and task.base_runtime == "simulator"),
@@ -103,6 +103,12 @@ def _state(stands: Standing, updated_s: float, job: Job | None) -> State:
         return found if found.ended or another else _LEAVES_IT.get(job.state, State.BROKEN)
     begun_since = not job.started_s or updated_s < job.started_s
     return State.STARTING if found.ended and begun_since else found
+
+
+def _state_without_results(state: JobState) -> State:
+    if not state.over:
+        return State.STARTING
+    return State.INTERRUPTED if state is JobState.STOPPED else State.BROKEN
 
 
 def _objective(named: Any) -> str:
