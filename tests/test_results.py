@@ -16,10 +16,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from contracts.scripted_server import free_port
 from contracts.store_contract import ABOUT, ResultStoreContract, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies import make
+from test_security import told
 
 from tuner.engines.base import ServerInfo
 from tuner.engines.meters import GpuFigures
@@ -96,6 +98,26 @@ def test_a_root_that_cannot_be_written_ends_in_a_results_error(tmp_path: Path) -
     with pytest.raises(ResultsError, match="cannot write trial 3 to"):
         store.write_trial(row(3), [], [])
     assert len(store.read().trials) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        *((command, "file") for command in ("run", "studies", "report", "serve")),
+        *((command, place) for command in ("run", "serve") for place in ("file/below", "/proc/x")),
+    ],
+)
+def test_results_that_can_be_kept_nowhere_are_refused_before_anything_starts(
+    tmp_path: Path, data_folder: Path, capsys: pytest.CaptureFixture[str], command: str, place: str
+) -> None:
+    task = tmp_path / "task.json"
+    task.write_text('{"base_runtime": "simulator"}')
+    (tmp_path / "file").write_text("in the way")
+    words = {"run": [str(task)], "serve": ["--no-token", "--port", str(free_port())]}.get(command, [])
+    assert told(command, *words, "--results", str(tmp_path / place)) == 2
+    said = capsys.readouterr()
+    assert f"error: --results: results cannot be kept at {tmp_path / place}: " in said.err
+    assert "Errno" not in said.err and not list(data_folder.rglob("*.log"))
 
 
 def test_a_study_whose_description_is_broken_ends_in_a_results_error(tmp_path: Path) -> None:

@@ -28,7 +28,15 @@ from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
 from tuner.progress import StudyProgress
 from tuner.recorder import LOG, Recorder
-from tuner.results import SCHEMA_VERSION, ResultStore, StudyResults, data_home, default_root, new_study_name
+from tuner.results import (
+    SCHEMA_VERSION,
+    ResultStore,
+    StudyResults,
+    data_home,
+    default_root,
+    new_study_name,
+    require_place,
+)
 from tuner.rig import calibrated, rig
 from tuner.search import LosingTrials, StudySearcher, make_searcher
 from tuner.secrets import redacted, referenced
@@ -104,6 +112,7 @@ def run_study(
     file = None if calibration is None else str(Path(calibration).absolute())
     setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual, file)
     root = str(results or default_root())
+    require_place(root)
     wanted = newest_of(task, root, virtual=virtual) if resume and study is None else study
     store = ResultStore(root, _study_name(task, wanted))
     if not (resume and store.exists()):

@@ -9,7 +9,7 @@
 `schema` has the columns, `store` a study's files, `places` the folders and URIs that studies are kept in.
 """
 
-from tuner.results.places import STUDY_NAME, data_home, default_root, new_study_name, studies
+from tuner.results.places import STUDY_NAME, data_home, default_root, new_study_name, require_place, studies
 from tuner.results.schema import LATENCIES, SCHEMA_VERSION, STATISTICS, TABLES
 from tuner.results.store import ResultStore, StudyResults
 
@@ -24,5 +24,6 @@ __all__ = [
     "data_home",
     "default_root",
     "new_study_name",
+    "require_place",
     "studies",
 ]

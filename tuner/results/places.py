@@ -39,9 +39,38 @@ def new_study_name(task_name: str) -> str:
     return f"{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def studies(root: str | Path) -> list[str]:
-    """Names of the studies below `root`, the one that began last first, whichever was resumed since."""
+def require_place(root: str | Path) -> None:
+    """Makes the folder `root` where there is none; StudyError where no study can be kept there.
+
+    ResultsError where that is an object store's fault.
+    """
     filesystem, base = filesystem_of(root)
+    if not isinstance(filesystem, pa.fs.LocalFileSystem):
+        with io_errors(f"create {root}"):
+            filesystem.create_dir(base, recursive=True)
+        return
+    _require_folder(root, base)
+    try:
+        Path(base).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"--results: results cannot be kept at {root}: {error.strerror}") from error
+    if not os.access(base, os.W_OK | os.X_OK):
+        raise StudyError(f"--results: results cannot be kept at {root}: it is not yours to write")
+
+
+def _require_folder(root: str | Path, base: str) -> None:
+    if Path(base).exists() and not Path(base).is_dir():
+        raise StudyError(f"--results: results cannot be kept at {root}: it is no folder")
+
+
+def studies(root: str | Path) -> list[str]:
+    """Names of the studies below `root`, the one that began last first, whichever was resumed since.
+
+    StudyError where `root` is a file.
+    """
+    filesystem, base = filesystem_of(root)
+    if isinstance(filesystem, pa.fs.LocalFileSystem):
+        _require_folder(root, base)
     selector = pa.fs.FileSelector(base, allow_not_found=True)
     with io_errors(f"list the studies in {root}"), ThreadPoolExecutor(READERS) as pool:
         folders = [
@@ -75,13 +104,13 @@ def filesystem_of(root: str | Path) -> tuple[pa.fs.FileSystem, str]:
         return pa.fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
     if looks_secret(str(root)):
         raise StudyError(
-            "results cannot be kept at a URI with keys in it, which process lists and logs would show: "
-            "leave them to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            "--results: results cannot be kept at a URI with keys in it, which process lists and logs would "
+            "show: leave them to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
     try:
         filesystem, base = pa.fs.FileSystem.from_uri(str(root))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise StudyError(f"results cannot be kept at {root}: {error}") from error
+        raise StudyError(f"--results: results cannot be kept at {root}: {error}") from error
     return filesystem, base
 
 

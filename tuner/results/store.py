@@ -25,7 +25,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from tuner.errors import ResultsError, StudyError
-from tuner.results.places import READERS, STUDY_NAME, below, filesystem_of, io_errors
+from tuner.results.places import READERS, STUDY_NAME, below, filesystem_of, io_errors, require_place
 from tuner.results.schema import ABOUT, JSON_COLUMNS, TABLES, decoded, require_sound, with_missing_columns
 
 _LOCK_TRIED, _LOCK_POLL_S = 10, 0.05
@@ -69,11 +69,10 @@ class ResultStore:
             return bool(self._fs.get_file_info(f"{self._folder}/study.json").type == pa.fs.FileType.File)
 
     def require_new(self) -> None:
-        """StudyError where the study exists already, ResultsError where nothing can be written here."""
+        """StudyError where the study exists already, or no study can be kept here (see `require_place`)."""
+        require_place(self.root)
         if self.exists():
             raise StudyError(f"study {self.study!r} exists already in {self.root}")
-        with io_errors(f"create {self.location}"):
-            self._fs.create_dir(self._folder.rpartition("/")[0], recursive=True)
 
     def create(self, about: dict[str, Any]) -> None:
         """Makes the study's folders and its study.json, which names the study and says what is `about`.

@@ -20,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 from tuner.cluster import cluster
 from tuner.engines.gpus import all_gpus
 from tuner.errors import TunerError, UsageError
-from tuner.results import default_root
+from tuner.results import default_root, require_place
 from tuner.serve.deployment import NAME, application
 from tuner.serve.head import own_head
 from tuner.serve.ray_jobs import RayJobs
@@ -67,6 +67,7 @@ def serving(place: Place, token: str | None) -> Iterator[str]:
         raise UsageError(f"--no-token: only on loopback, not on {place.host}")
     _require_free(place)
     root = place.results or str(default_root())
+    require_place(root)
     own = not os.environ.get("RAY_ADDRESS")
     dashboard = ""
     with ExitStack() as running:
