@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import signal
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 import processes
 import pytest
+from test_security import told
 
 from tuner.engines import make_engine
 from tuner.evaluate import Report, evaluate
@@ -297,3 +299,36 @@ def test_a_clock_that_jumps_breaks_no_timeout(tmp_path: Path, monkeypatch: pytes
     assert last.failure is None and last.finished == 2
     assert last.step is not None and 0 < last.step.metrics.duration_s < 60
     assert last.start_s is not None and 0 < last.start_s < 60
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def constrained(tmp_path: Path) -> str:
+    path = tmp_path / "task.json"
+    task = {
+        "base_runtime": "simulator",
+        "parameters": {"tp-size": [1, 2], "schedule-policy": ["lpm", "fcfs"]},
+        "constraints": [{"when": {"tp-size": 2}, "require": {"schedule-policy": "lpm"}}],
+        "benchmark": {"traffic_scenarios": ["D(20,5)"], "num_concurrency": [1]},
+    }
+    path.write_text(json.dumps(task))
+    return str(path)
+
+
+def test_a_flag_is_set_once(constrained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told("trial", constrained, "--virtual", "--set", "tp-size=1", "--set", "--tp-size=2") == 2
+    said = capsys.readouterr()
+    assert said.err == "error: --set tp-size: is given twice\n" and not said.out
+
+
+@pytest.mark.parametrize(("policy", "warned"), [("lpm", False), ("fcfs", True)])
+def test_a_configuration_that_the_task_forbids_is_run_with_a_warning(
+    constrained: str, capsys: pytest.CaptureFixture[str], policy: str, warned: bool
+) -> None:
+    words = ("--virtual", "--json", "--set", "tp-size=2", "--set", f"schedule-policy={policy}")
+    assert told("trial", constrained, *words) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["failure_cause"] is None
+    assert ("constraints forbid this configuration" in said.err) is warned

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+from test_security import told
+
+from tuner.cli.screen import Watching, console_for
 from tuner.live import LiveStudy
 from tuner.progress import Place, StudyProgress
 
@@ -33,3 +38,21 @@ def test_who_waits_and_where_the_others_run() -> None:
 def test_of_many_trials_some_are_listed() -> None:
     text = shown(StudyProgress(90, 20, 0, 0, 1.0, places=tuple(Place(n, "node", ()) for n in range(20))))
     assert text.count(" on node") == 8 and "and 12 more" in text and "waiting" not in text
+
+
+def test_what_is_refused_before_anything_starts_has_no_title(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "task.json"
+    task.write_text('{"base_runtime": "simulator"}')
+    assert told("run", str(task), "--calibration", "none.json") == 2
+    said = capsys.readouterr()
+    assert not said.out and said.err.startswith("error: ")
+
+
+def test_the_title_stands_once_before_the_first_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = StudyProgress(planned=3, running=1, finished=0, failed=0, elapsed_s=1.0)
+    with Watching(console_for(), "Tuning llama") as watching:
+        watching.show(progress)
+        watching.show(progress)
+    assert capsys.readouterr().out == "Tuning llama\n"

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +45,7 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: 
     from tuner.task import load_task
 
     task = load_task(task_path)
-    config = dict(flag_value(flag) for flag in flags)
+    config = config_of(flags)
     seed = task.optimization.seed or 0
     measured_by = rig(task, engine, virtual=virtual, seed=seed)
     adapter = measured_by.engine
@@ -54,6 +55,8 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: 
     if not as_json:
         simulated = " (SIMULATED)" if adapter.simulated else ""
         click.echo(f"{engine_text(adapter.name, version)}{simulated}, log: {log_path}")
+    if not task.space.allows(config):
+        click.echo("warning: the task's constraints forbid this configuration: no study tries it", err=True)
     reports = evaluate(
         task,
         config,
@@ -166,6 +169,16 @@ def api_key_in(variable: str | None) -> str:
     if not (key.isascii() and key.isprintable() and key):
         raise UsageError(f"--api-key-env: the environment variable {variable} holds no key")
     return key
+
+
+def config_of(flags: Sequence[str]) -> dict[str, Value]:
+    """The configuration of the `--set` options; UsageError where one flag is given twice."""
+    config: dict[str, Value] = {}
+    for flag, value in map(flag_value, flags):
+        if flag in config:
+            raise UsageError(f"--set {flag}: is given twice")
+        config[flag] = value
+    return config
 
 
 def flag_value(text: str) -> tuple[str, Value]:

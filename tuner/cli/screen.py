@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Watching:
-    """Shows a study's progress: a live display on a terminal, a line for each trial elsewhere."""
+    """Shows a study's progress: a live display on a terminal, a line for each trial elsewhere.
+
+    The title is printed with the first of them: what is refused before anything starts has none.
+    """
 
     def __init__(self, console: Console, title: str) -> None:
         from rich.live import Live
@@ -29,11 +32,10 @@ class Watching:
         self._study = LiveStudy(title)
         self._live = Live(self._study, console=console, refresh_per_second=4, transient=True)
         self._lines = not console.is_terminal
+        self._titled = False
 
     def __enter__(self) -> Watching:
-        if self._lines:
-            self._console.print(self._study.title)
-        else:
+        if not self._lines:
             self._live.start()
         return self
 
@@ -55,7 +57,12 @@ class Watching:
     def _print(self, before: StudyProgress | None, rows: Sequence[dict[str, Any]]) -> None:
         """Where no terminal looks: a line for each trial that has ended, and for trouble that is new."""
         progress = self._study.progress
-        if not self._lines or progress is None:
+        if not self._lines:
+            return
+        if not self._titled:
+            self._titled = True
+            self._console.print(self._study.title)
+        if progress is None:
             return
         from tuner.live import progress_line
 
