@@ -31,7 +31,9 @@ def written(root: Path, name: str, age_s: int = 0, **options: object) -> studies
 
 
 def test_the_newest_first_with_what_they_found(tmp_path: Path) -> None:
-    older = written(tmp_path, "older", age_s=60, repeats=[studies.grid(studies.PARAMETERS, 1)[0], {}])
+    fastest = analysis.summary(studies.make().results()).best
+    assert fastest is not None
+    older = written(tmp_path, "older", age_s=60, repeats=[fastest["config"], {}] * 2)
     written(tmp_path, "newer", fails=lambda _: Cause.CRASH)
     first, second = run(tmp_path).output.splitlines()[1:]
     assert first.split()[:2] == ["newer", "finished"] and "25 of 25" in first
@@ -43,6 +45,15 @@ def test_the_newest_first_with_what_they_found(tmp_path: Path) -> None:
     told = json.loads(run(tmp_path, "--json").output)[1]
     assert told["best"] == pytest.approx(best["objective"]) and told["config"] == best["config"]
     assert told["model"] == "llama-3-2-1b-instruct" and told["state"] == "finished"
+
+
+def test_what_may_be_chance_is_no_gain(tmp_path: Path) -> None:
+    tried = studies.grid(studies.PARAMETERS, 2)
+    repeats = [each for _ in range(4) for each in ({}, *tried)]
+    written(tmp_path, "equal", configs=tried, effect=lambda _: 1.0, drift=0.02, repeats=repeats)
+    told = json.loads(run(tmp_path, "--json").output)[0]
+    assert told["verdict"] == "no significant gain" and isinstance(told["gain"], float)
+    assert re.search(r" ms +none  llama", run(tmp_path).output)
 
 
 def test_broken_folders_are_a_line_each_and_stop_nothing(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ class Overview:
             "best_trial": None if best is None else int(best["trial"]),
             "config": None if best is None else best["config"],
             "gain": None if gain is None else gain.share,
+            "verdict": None if answer is None else str(answer.verdict),
             "model": about["task"].get("model", {}).get("id_or_path"),
             "engine": about.get("engine"),
             "engine_version": about.get("engine_version"),

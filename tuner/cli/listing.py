@@ -19,6 +19,7 @@ _WIDE = 240  # columns, where no terminal looks: a line is a study's then
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from tuner.analysis import Summary
     from tuner.overview import Overview
 
 
@@ -68,12 +69,11 @@ def _table(found: Sequence[Overview]) -> RenderableType:
 
 
 def _row(each: Overview) -> list[str]:
-    from tuner.report.words import engine_text, percent, unit_of
+    from tuner.report.words import engine_text, unit_of
 
     assert each.standing is not None and each.results is not None
     about, answer = each.standing.about, each.answer
     best = answer.best if answer is not None else None
-    gain = answer.gain if answer is not None else None
     planned = f" of {about['planned_trials']}" if about.get("planned_trials") else ""
     model = about.get("base_url") or about["task"].get("model", {}).get("id_or_path", "")
     engine = engine_text(str(about.get("engine", "")), about.get("engine_version"))
@@ -82,11 +82,20 @@ def _row(each: Overview) -> list[str]:
         each.state,
         f"{each.trials}{planned}",
         "–" if best is None else unit_of(each.results).amount(float(best["objective"])),
-        "–" if gain is None else percent(gain.share),
+        _gain(answer),
         str(model),
         "simulator" if about.get("simulated") else engine,
         _started(about.get("started_at")),
     ]
+
+
+def _gain(answer: Summary | None) -> str:
+    from tuner.analysis import Verdict
+    from tuner.report.words import percent
+
+    if answer is None or answer.gain is None:
+        return "–"
+    return "none" if answer.verdict is Verdict.NO_GAIN else percent(answer.gain.share)
 
 
 def _started(text: object) -> str:
