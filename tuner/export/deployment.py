@@ -101,9 +101,7 @@ def deployment_of(results: StudyResults, number: int | None = None) -> Deploymen
     is_best = number is None or (best is not None and best["trial"] == number)
     trial = best if is_best else _trial(results, number)
     if trial is None:
-        raise StudyError(
-            f"study {about['study']} has no configuration to recommend: none finished within its SLOs"
-        )
+        raise StudyError(f"study {about['study']} has no configuration to recommend: {answer.reason}")
     task, engine = about["task"], about.get("engine", "")
     options, model = task.get("engine", {}), task.get("model", {}).get("id_or_path", "")
     tag = task.get("runtime_image_tag") or _TAGS.get(engine, "latest")
