@@ -202,6 +202,7 @@ def test_another_trial_is_exported_where_it_is_asked_for() -> None:
     found = deployment_of(results, other["trial"])
     assert list(found.argv) == json.loads(other["command"])
     assert f"trial {other['trial']}: " in found.origin and "its best" not in found.origin
+    assert "Gain: " in found.origin and "Gain" not in deployment_of(results, 0).origin
     with pytest.raises(StudyError, match=rf"trial {failed['trial']} failed \(out of memory\)"):
         deployment_of(results, failed["trial"])
     with pytest.raises(StudyError, match="has no trial 999"):

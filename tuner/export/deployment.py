@@ -172,7 +172,7 @@ def _origin(results: StudyResults, answer: Summary, trial: Trial) -> str:
     lines = [
         f"Study {results.about['study']}, trial {trial['trial']}{', its best' if is_best else ''}: "
         f"{objective.meaning} {figure}",
-        f"Gain: {gain}",
+        "" if gain == "–" else f"Gain: {gain}",
         f"Also: {also}" if is_best and (also := other_objectives(answer, objectives_of(results))) else "",
         f"SLOs: {promises_text(trial)}" if trial["slo_worst"] and _judged(trial) else "",
         ", ".join([f"Measured with {engine}", *hardware]),
