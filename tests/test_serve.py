@@ -18,6 +18,7 @@ from studies import make
 from tuner.analysis import summary
 from tuner.errors import StudyError, TaskError
 from tuner.export import FORMATS, best_deployment
+from tuner.failures import Cause
 from tuner.progress import StudyProgress
 from tuner.report.sentences import gain_sentence
 from tuner.results import TABLES, ResultStore
@@ -160,6 +161,32 @@ def test_a_study_that_is_cancelled_before_it_began_is_not_broken(server: Served)
     assert not found["kept"] and server.ask("studies").json["studies"] == [found]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "problem"),
+    [
+        ("POST", "studies?study=x&max_concurent=1", ("query.max_concurent", "is not a known key, got '1'")),
+        ("POST", "check?vritual=true", ("query.vritual", "is not a known key, got 'true'")),
+        ("GET", "studies?limits=3", ("query.limits", "is not a known key, got '3'")),
+        ("GET", "studies/mine?formt=csv", ("query.formt", "is not a known key, got 'csv'")),
+        ("GET", "studies/mine/trials?formt=csv", ("query.formt", "is not a known key, got 'csv'")),
+        ("GET", "studies/mine/log?lines=0", ("query.lines", "must be >= 1, got '0'")),
+        ("GET", "studies?limit=many", ("query.limit", "must be an integer, got 'many'")),
+        ("POST", "studies?seed=-1", ("query.seed", "must be >= 0, got '-1'")),
+    ],
+)
+def test_what_a_request_asks_for_wrongly_is_named(
+    server: Served, method: str, path: str, problem: tuple[str, str]
+) -> None:
+    make(name="mine").write(server.root)
+    answer = server.ask(path, method=method, body=b"{}" if method == "POST" else None)
+    (found,) = answer.json["problems"]
+    assert answer.status == 422 and found["path"] == problem[0] and found["message"].startswith(problem[1])
+    near = {"query.max_concurent": "max_concurrent", "query.vritual": "virtual", "query.limits": "limit"}
+    if wanted := near.get(problem[0]):
+        assert found["hint"] == f"did you mean {wanted}?"
+    assert not server.jobs.orders
+
+
 # --- how studies stand -----------------------------------------------------------------------------------
 
 
@@ -228,6 +255,18 @@ def test_a_study_that_runs_is_cancelled_and_resumed(server: Served) -> None:
     assert server.post("studies/mine/cancel").status == 202
     assert server.jobs.jobs[0].state is JobState.STOPPED
     assert server.ask("studies/mine").json["state"] == "interrupted"
+
+
+def test_a_finished_study_is_resumed_where_there_is_something_to_do(server: Served) -> None:
+    lacking = make(name="lacking", fails=lambda config: Cause.NO_SUCH_GPUS if config == {} else None)
+    for made in (make(name="whole"), lacking):
+        store = made.write(server.root)
+        with Journal(store) as journal:
+            journal.end(State.FINISHED)
+    refused = server.post("studies/whole/resume")
+    assert refused.status == 409 and "is finished: there is nothing to go on with" in refused.json["error"]
+    assert server.post("studies/lacking/resume").status == 202  # a node may have the GPUs by now
+    assert [order.study for order in server.jobs.orders] == ["lacking"]
 
 
 @pytest.mark.parametrize("end", [JobState.STOPPED, JobState.SUCCEEDED, JobState.FAILED])

@@ -175,8 +175,7 @@ def past_of(store: ResultStore, task: Task, engine: Engine, version: str, *, ado
 
 
 def _known(results: StudyResults) -> pd.DataFrame:
-    cluster = results.trials["failure_cause"].isin(OF_THE_CLUSTER)
-    known = results.trials[~cluster]
+    known = results.trials[~results.trials["failure_cause"].isin(OF_THE_CLUSTER)]
     return known.assign(ended_at=known["started_at"] + pd.to_timedelta(known["duration_s"], unit="s"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query, Request, Security
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Security
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
@@ -43,6 +43,7 @@ from tuner.serve.requests import (
     TaskOptions,
     TaskUpload,
     WarmStart,
+    known_query,
     may,
 )
 from tuner.serve.studies import Studies
@@ -73,7 +74,9 @@ def create_app(root: str, jobs: Jobs, token_digest: str | None) -> FastAPI:
     app.add_middleware(Guard, token_digest=token_digest, max_bytes=MAX_BYTES)
     kept = Studies(root, jobs)
     token = Security(HTTPBearer(auto_error=False, description="What `tuner serve` printed."))
-    router = APIRouter(prefix="/api/v1", dependencies=[token], responses=may(401, 403, 422, 500))
+    router = APIRouter(
+        prefix="/api/v1", dependencies=[token, Depends(known_query)], responses=may(401, 403, 422, 500)
+    )
     _add_tasks(router, kept)
     _add_studies(router, kept)
     _add_results(router, kept)

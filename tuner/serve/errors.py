@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,15 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from tuner.errors import Problem, StudyError, TaskError, TunerError, UsageError
 from tuner.serve.models import ErrorBody, ProblemBody
+from tuner.task.problems import in_our_words
+
+
+class RequestError(UsageError):
+    """A request with what its route does not take; `problems` has every reason."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(map(str, problems)))
 
 
 def add_errors(app: FastAPI) -> None:
@@ -22,6 +32,8 @@ def add_errors(app: FastAPI) -> None:
         if isinstance(error, TaskError):
             count = len(error.problems)
             return _answer(422, f"the task has {count} problem{'s' * (count != 1)}", error.problems)
+        if isinstance(error, RequestError):
+            return _answer(422, str(error), error.problems)
         status = 409 if isinstance(error, StudyError) else 422 if isinstance(error, UsageError) else 500
         return _answer(status, str(error))
 
@@ -33,7 +45,7 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [Problem(".".join(map(str, each["loc"])), str(each["msg"])) for each in error.errors()]
+        problems = [_problem(each) for each in error.errors()]
         return _answer(422, "the request is not as it has to be", problems)
 
     @app.exception_handler(AnyHTTPException)
@@ -41,6 +53,13 @@ def add_errors(app: FastAPI) -> None:
         if error.status_code == 405:  # a route knows of its own method only
             return _answer(405, "this can not be done here", headers={"allow": _allowed(app, request)})
         return _answer(error.status_code, str(error.detail).lower(), headers=error.headers)
+
+
+def _problem(details: Mapping[str, Any]) -> Problem:
+    path = ".".join(map(str, details["loc"]))
+    if details["type"] == "missing":
+        return Problem(path, "is missing")
+    return Problem(path, in_our_words(str(details["msg"]), details["input"]))
 
 
 def _allowed(app: FastAPI, request: Request) -> str:

@@ -8,8 +8,10 @@ from fastapi import Depends, HTTPException, Path, Query, Request
 from pydantic import StringConstraints
 
 from tuner.results import STUDY_NAME
+from tuner.serve.errors import RequestError
 from tuner.serve.studies import Options, Upload
 from tuner.task.file import MAX_BYTES
+from tuner.task.problems import unknown_key
 
 _NAME = rf"^{STUDY_NAME.pattern}$"
 TASK_BODY = {
@@ -68,6 +70,20 @@ WarmStart = Annotated[
 ]
 SimulatedPrior = Annotated[Literal["simulator"] | None, Query(description="Begin where the simulator would.")]
 AtOnce = Annotated[int | None, Query(ge=1, le=10_000, description="Trials at once [default: all that fit].")]
+
+
+def known_query(request: Request) -> None:
+    """RequestError where the query has a key that its route does not take."""
+    route, method = request.scope["route"], request.method.lower()
+    document = request.app.openapi()["paths"][route.path][method]
+    known = [each["name"] for each in document.get("parameters", []) if each["in"] == "query"]
+    problems = [
+        unknown_key(f"query.{key}", key, value, known)
+        for key, value in request.query_params.items()
+        if key not in known
+    ]
+    if problems:
+        raise RequestError(problems)
 
 
 def options_of(

@@ -17,6 +17,7 @@ from tuner.analysis import objective_of, summary
 from tuner.check import check_task
 from tuner.errors import StudyError, TaskError, TunerError
 from tuner.export import launch_text
+from tuner.failures import OF_THE_CLUSTER
 from tuner.report import sentences, words
 from tuner.results import ResultStore, StudyResults, data_home, new_study_name, studies
 from tuner.rig import rig
@@ -143,12 +144,14 @@ class Studies:
 
     def _require_at_rest(self, name: str) -> None:
         """StudyError where the study runs, or has nothing to go on with."""
-        job = self._job_of(name)
-        about = self.store(name).about()
-        if (job is not None and not job.state.over) or not self._body(name, job).state.ended:
+        job, store = self._job_of(name), self.store(name)
+        about, state = store.about(), self._body(name, job).state
+        if (job is not None and not job.state.over) or not state.ended:
             raise StudyError(f"study {name!r} is being run")
         if about.get("kind") == "bench":
             raise StudyError(f"study {name!r} measured a server that ran already: there is nothing to resume")
+        if state is State.FINISHED and not _tries_again(store):
+            raise StudyError(f"study {name!r} is finished: there is nothing to go on with")
 
     def store(self, name: str) -> ResultStore:
         """The study's results; LookupError where none are kept."""
@@ -255,3 +258,8 @@ class Studies:
         while ResultStore(self.root, name).exists() or self._job_of(name) is not None:
             name, number = f"{first}-{number}", number + 1
         return name
+
+
+def _tries_again(store: ResultStore) -> bool:
+    """Whether a finished study has something to do when it goes on: what its machines failed."""
+    return any(row["failure_cause"] in OF_THE_CLUSTER for row in store.new_trials(()))

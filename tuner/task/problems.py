@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
@@ -26,22 +27,30 @@ def _problem(details: dict[str, Any]) -> Problem:
         location = (*location, last)  # an unknown key may look like a tag
     path = _path(location)
     if kind == "extra_forbidden":
-        known = _known_keys(details["loc"][:-1])
-        near = get_close_matches(str(last), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}" if known else ""
-        return Problem(path, f"is not a known key, got {shown(value)}", hint)
+        return unknown_key(path, str(last), value, _known_keys(details["loc"][:-1]))
     if kind == "missing":
         return Problem(path, "is missing", _described(details["loc"]))
     message = str(details["msg"])
-    if kind != "task":
-        for long, short in _SHORTER:
-            message = re.sub(long, short, message)
-        message = f"{message}, got {shown(value)}"
-    return Problem(path, message)
+    return Problem(path, message if kind == "task" else in_our_words(message, value))
+
+
+def unknown_key(path: str, key: str, value: Any, known: Sequence[str]) -> Problem:
+    """A key at `path` that is not one of the `known`, with the nearest of them."""
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}" if known else ""
+    return Problem(path, f"is not a known key, got {shown(value)}", hint)
+
+
+def in_our_words(message: str, value: Any) -> str:
+    """A message of pydantic's on `value`, shorter and with the value."""
+    for long, short in _SHORTER:
+        message = re.sub(long, short, message)
+    return f"{message}, got {shown(value)}"
 
 
 _SHORTER = (
     (r" after validation, not \d+", ""),
+    (", unable to (parse|interpret) .*", ""),
     ("Input should be", "must be"),
     (r"a valid dictionary( or instance of \w+)?", "an object"),
     ("greater than or equal to", ">="),
