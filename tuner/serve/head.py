@@ -23,6 +23,7 @@ _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _WITHIN_S = 120  # on a busy machine
 _GRACE_S = 5.0
 _STOP_WITHIN_S = 60  # a job, before Ray kills it: engines take seconds to leave their GPUs
+_LONGEST = 107 - len("/tuner-12345678/pymp-12345678/listener-12345678")  # TMPDIR, for the sockets below it
 _DASHBOARD_PORT = 8265  # Ray's own, where it is free
 
 
@@ -36,6 +37,7 @@ def own_head(num_gpus: int | None) -> Iterator[str]:
     short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108  sockets below it have a limit of 107 bytes
     with (
         tempfile.TemporaryDirectory(prefix="tuner-", dir=short, ignore_cleanup_errors=True) as folder,
+        _temporary(folder) as temporary,
         ExitStack() as held,
     ):
         port, agent, dashboard = (_free_port(wanted, held) for wanted in (0, 0, _DASHBOARD_PORT))
@@ -46,13 +48,23 @@ def own_head(num_gpus: int | None) -> Iterator[str]:
             *(f"--temp-dir={folder}/ray", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
             *([] if num_gpus is None else [f"--num-gpus={num_gpus}"]),
         ]
-        env = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WITHIN_S), **os.environ}
+        env = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WITHIN_S), **os.environ, "TMPDIR": temporary}
         _make_ray_token(env)
         log = Path(folder, "head.log")
         with EngineProcess(argv, env=env, log_path=log, grace_s=_GRACE_S) as head:
             _wait_for(head, port, dashboard)
             with _environment(RAY_ADDRESS=f"127.0.0.1:{port}"):
                 yield f"http://127.0.0.1:{dashboard}"
+
+
+def _temporary(folder: str) -> tempfile.TemporaryDirectory[str]:
+    """The head's TMPDIR, since what Ray kills at the end leaves sockets there.
+
+    It lies in the caller's own where that leaves sockets short enough, else below `folder`.
+    """
+    wanted = os.environ.get("TMPDIR", "")
+    place = wanted if 0 < len(wanted) <= _LONGEST and Path(wanted).is_dir() else folder
+    return tempfile.TemporaryDirectory(prefix="tuner-", dir=place, ignore_cleanup_errors=True)
 
 
 @contextmanager
