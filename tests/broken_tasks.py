@@ -86,7 +86,7 @@ BROKEN = [
     Broken("list as key", "? [a]\n: 1\n", [("", "has the key ('a',)")], "task.yaml"),
     Broken("object as key", "? {a: 1}\n: 1\n", [("", "line 1, column 3: found unhashable key")], "task.yaml"),
     Broken("list of lists as key", "? [[a]]\n: 1\n", [("", "unhashable type: 'list'")], "task.yaml"),
-    Broken("two documents", "{}\n---\n{}\n", [("", "but found another document")], "task.yaml"),
+    Broken("two documents", "{}\n---\n{}\n", [("", "line 2, column 1: expected a single document in the stream, but found another document")], "task.yaml"),
     Broken("tabs", "engine:\n\targs: {}\n", [("", r"line 2, column 1: found character '\t'")], "task.yaml"),
     # keys
     Broken("key twice", '{"model": {"id_or_path": "a", "id_or_path": "b"}}', [("model.id_or_path", "stands 2 times in the same object, with 'a', 'b'")]),

@@ -171,7 +171,8 @@ def _reason(error: Exception) -> str:
     """Why a parser gave up, in one line with the place."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        said = str(getattr(error, "problem", None) or getattr(error, "context", ""))
+        problem, context = (str(getattr(error, name, None) or "") for name in ("problem", "context"))
+        said = f"{context}, {problem}" if problem.startswith("but ") else problem or context
         return f"line {mark.line + 1}, column {mark.column + 1}: {said.partition(' with value')[0]}"
     text = str(error).replace("<string>:", "line ").partition("; use sys.")[0]
     return " ".join(text.partition(' in "<unicode string>"')[0].split())
