@@ -249,5 +249,9 @@ class TestShown:
 
     def test_two_studies_have_to_be_named(self, tmp_path: Path) -> None:
         study("first").write(tmp_path)
-        done = CliRunner().invoke(cli, ["compare", "first", "first", "--results", str(tmp_path)])
-        assert done.exit_code == 2 and "two studies" in done.output
+        for names, said in (
+            (["first"], "Error: name two studies"),
+            (["first"] * 2, "first is named twice"),
+        ):
+            done = CliRunner().invoke(cli, ["compare", *names, "--results", str(tmp_path)])
+            assert done.exit_code == 2 and said in done.output

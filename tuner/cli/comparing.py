@@ -28,7 +28,8 @@ def compare(studies: tuple[str, ...], results: str | None, html_path: Path | Non
     Studies of another objective, load or SLOs are shown, and no verdict is given on them.
     """
     if len(set(studies)) < 2:
-        raise click.UsageError("name two studies or more; `tuner studies` lists them")
+        same = f"{studies[0]} is named twice: " if len(studies) > 1 else ""
+        raise click.UsageError(f"{same}name two studies or more; `tuner studies` lists them")
     from tuner.analysis.comparison import compare as compared
     from tuner.report import comparison_html, comparison_json, comparison_terminal
 
