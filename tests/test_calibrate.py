@@ -235,6 +235,13 @@ WRONG = [
 ]
 
 
+def test_a_calibration_that_is_not_there_is_said_so_once(tmp_path: Path) -> None:
+    path = tmp_path / "nofile"
+    with pytest.raises(UsageError) as refused:
+        forecast(task_with(), gpu=None, top=1, seed=0, calibration=path)
+    assert str(refused.value) == f"--calibration: {path} cannot be read: No such file or directory"
+
+
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_calibration_is_refused_before_anything_starts(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be read|no constants|must be|none of|Expecting"):

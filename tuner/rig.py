@@ -41,7 +41,9 @@ def calibrated(task: Task, path: str | Path) -> Task:
         text = json.dumps(document["constants"])
         read_constants(text)
         gpu = document.get("gpu", "h100")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise UsageError(f"--calibration: {path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"--calibration: {path} is no file of `tuner calibrate`: {error}") from error
     if gpu not in GPUS:
         raise UsageError(f"--calibration: {path} is of the GPU {gpu!r}, which the simulator does not know")
