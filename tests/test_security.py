@@ -202,8 +202,10 @@ def test_a_reference_is_resolved_where_the_engine_is_started(monkeypatch: pytest
     assert resolved({"A": "${B}", "C": "x${B}", "D": ""}, {"B": "b"}) == {"A": "b", "C": "x${B}", "D": ""}
     monkeypatch.delenv("NOT_THERE", raising=False)
     missing = make_task({"engine": {"env": {"HF_TOKEN": "${NOT_THERE}"}}})
-    with pytest.raises(EngineUnavailable, match=r"engine\.env\.HF_TOKEN: .* no variable NOT_THERE"):
+    with pytest.raises(EngineUnavailable, match=r"^engine\.env\.HF_TOKEN: .* no variable NOT_THERE"):
         run_study(missing)
+    with pytest.raises(EngineUnavailable, match=r"^task\.json: engine\.env\.HF_TOKEN: "):
+        run_study(missing, source="task.json")
 
 
 @example("a", "hf_" + "x" * 40, "b")

@@ -23,7 +23,7 @@ from tuner.capacity import capacity_for, refusal
 from tuner.cluster import cluster, gpus_by_kind, nodes_of
 from tuner.dashboard import StudyMetrics, show_log, trial_name
 from tuner.engines.base import Engine
-from tuner.errors import UsageError
+from tuner.errors import EngineUnavailable, UsageError
 from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
 from tuner.progress import StudyProgress
@@ -108,7 +108,7 @@ def run_study(
     chosen = rig(task, engine, virtual=virtual)
     chosen.load.require()
     adapter = chosen.engine
-    version, secrets = adapter.version(), referenced(task.engine.env, os.environ)
+    secrets, version = _secrets(task, source), adapter.version()
     file = None if calibration is None else str(Path(calibration).absolute())
     setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual, file)
     root = str(results or default_root())
@@ -160,6 +160,13 @@ def run_study(
                 interrupted = _searched(context, searcher, recorder, store, at_once)
                 journal.end(State.INTERRUPTED if interrupted else State.FINISHED)
     return StudyOutcome(store.read(), store.location, log_path, interrupted)
+
+
+def _secrets(task: Task, source: str) -> dict[str, str]:
+    try:
+        return referenced(task.engine.env, os.environ)
+    except EngineUnavailable as missing:
+        raise EngineUnavailable(f"{source}: {missing}" if source else str(missing)) from missing
 
 
 def _known(task: Task, engine: Engine, setup: Setup, root: str, seed: int) -> Experience:
