@@ -23,7 +23,7 @@ def wrong(section: str, key: str, value: str, *expected: tuple[str, str]) -> Bro
     at = f"{section}.{key}" if section else key
     inner = f'{{"{key}": {value}}}'
     content = f'{{"{section}": {inner}}}' if section else inner
-    shown = {"true": "True", "null": "None"}.get(value, value.replace('"', "'"))
+    shown = value.replace('"', "'")
     return Broken(f"{at}={value[:30]}{value[30:][-9:]}", content, list(expected) or [(at, f"got {shown}")])
 
 
@@ -63,7 +63,7 @@ BROKEN = [
     Broken("cut off", '{"task_name": "x", ', [("", "is not JSON: line 1 Unexpected end of input at column 20")]),
     Broken("a list", "[1]", [("", "must hold an object with the task's keys, got [1]")]),
     Broken("a number", "17", [("", "got 17")]),
-    Broken("null", "null", [("", "got None")]),
+    Broken("null", "null", [("", "got null")]),
     Broken("only words", "tune my model please", [("", "is not JSON: line 1")]),
     Broken("deep", '{"a":' * 40 + "1" + "}" * 40, [("", "is nested more than 32 levels deep")]),
     Broken("deeper", "[" * 100_000, [("", "is nested more than 32 levels deep")]),
@@ -82,7 +82,7 @@ BROKEN = [
     Broken("set", "task_name: !!set {x}\n", [("task_name", "got {'x'}")], "task.yaml"),
     Broken("bytes", "task_name: !!binary aGk=\n", [("task_name", "got b'hi'")], "task.yaml"),
     Broken("number as key", "parameters:\n  1: [1]\n", [("parameters", "has the key 1 (keys must be text; quote it)")], "t.yml"),
-    Broken("boolean as key", "engine: {args: {true: 1}}\n", [("engine.args", "has the key True")], "t.yml"),
+    Broken("boolean as key", "engine: {args: {true: 1}}\n", [("engine.args", "has the key true")], "t.yml"),
     Broken("list as key", "? [a]\n: 1\n", [("", "has the key ('a',)")], "task.yaml"),
     Broken("object as key", "? {a: 1}\n: 1\n", [("", "line 1, column 3: found unhashable key")], "task.yaml"),
     Broken("list of lists as key", "? [[a]]\n: 1\n", [("", "unhashable type: 'list'")], "task.yaml"),
@@ -96,7 +96,7 @@ BROKEN = [
     wrong("model", "qqqq", "1", ("model.id_or_path", "is missing"), ("model.qqqq", "got 1 (known here: id_or_path, namespace)")),
     wrong("slo", "e2e", "{}", ("slo.e2e", "known here: latency, ttft, tpot, steepness")),
     wrong("slo", "latency", '{"p91": {"threshold": 1}}', ("slo.latency.p91", "got {'threshold': 1} (did you mean p99?)")),
-    wrong("slo", "ttft", '{"threshold": 1, "hard_fial": true}', ("slo.ttft.hard_fial", "got True (did you mean hard_fail?)")),
+    wrong("slo", "ttft", '{"threshold": 1, "hard_fial": true}', ("slo.ttft.hard_fial", "got true (did you mean hard_fail?)")),
     parameter("a", '{"type": "float", "low": 1, "high": 2, "steps": 1}', ("parameters.a.steps", "got 1 (did you mean step?)")),
     Broken("key like a tag", '{"<list>": 1, "model": {"id_or_path": "m", "[key]": 2}}', [("model.[key]", "got 2"), ("<list>", "got 1")]),
     Broken("line break in a key", r'{"a\nb": 1}', [(r"'a\nb'", "is not a known key, got 1")]),
@@ -135,19 +135,19 @@ BROKEN = [
     wrong("benchmark", "traffic_scenarios", "[]", ("benchmark.traffic_scenarios", "must not be empty, got []")),
     wrong("", "base_runtime", '""', ("model", "is missing"), ("base_runtime", "no engine is called '' (known: ")),
     # numbers
-    parameter("a", "[1, NaN]", ("parameters.a[1]", "must be a finite number, got nan")),
-    parameter("a", "[-Infinity, 1e999]", ("parameters.a[0]", "got -inf"), ("parameters.a[1]", "got inf")),
+    parameter("a", "[1, NaN]", ("parameters.a[1]", "must be a finite number, got NaN")),
+    parameter("a", "[-Infinity, 1e999]", ("parameters.a[0]", "got -Infinity"), ("parameters.a[1]", "got Infinity")),
     parameter("a", f"[1{'0' * 400}]", ("parameters.a[0]", "must be within ±2^53, got an integer of 1329 bits")),
     parameter("a", f"[2{'0' * 5000}]", ("", "is not JSON: Exceeds the limit (4300 digits)")),
     parameter("a", f"[0x1{'0' * 5000}]", ("parameters.a[0]", "got an integer of 20001 bits")),
     parameter("a", "[9007199254740993]", ("parameters.a[0]", "must be within ±2^53, got 9007199254740993")),
     wrong("optimization", "max_iterations", "0", ("optimization.max_iterations", "must be >= 1, got 0")),
     wrong("optimization", "seed", "-1", ("optimization.seed", "must be >= 0, got -1")),
-    wrong("optimization", "timeout_per_iteration", "NaN", ("optimization.timeout_per_iteration", "got nan")),
-    wrong("benchmark", "max_time_per_iteration", "Infinity", ("benchmark.max_time_per_iteration", "got inf")),
+    wrong("optimization", "timeout_per_iteration", "NaN", ("optimization.timeout_per_iteration", "got NaN")),
+    wrong("benchmark", "max_time_per_iteration", "Infinity", ("benchmark.max_time_per_iteration", "got Infinity")),
     wrong("benchmark", "max_error_rate", "1", ("benchmark.max_error_rate", "must be < 1, got 1")),
     wrong("benchmark", "num_concurrency", "[0, 5000]", ("benchmark.num_concurrency[0]", "must be >= 1, got 0"), ("benchmark.num_concurrency[1]", "must be <= 4096, got 5000")),
-    wrong("benchmark", "additional_params", '{"bias": [NaN]}', ("benchmark.additional_params", "must hold finite numbers of a few digits, got {'bias': [nan]}")),
+    wrong("benchmark", "additional_params", '{"bias": [NaN]}', ("benchmark.additional_params", "must hold finite numbers of a few digits, got {'bias': [NaN]}")),
     wrong("slo", "latency", '{"threshold": 0}', ("slo.latency.threshold", "must be > 0, got 0")),
     wrong("slo", "steepness", "0", ("slo.steepness", "must be >= 0.001, got 0")),
     wrong("engine", "start_timeout", "-1", ("engine.start_timeout", "must be > 0, got -1")),
@@ -158,7 +158,7 @@ BROKEN = [
     parameter("a", '{"type": "integer", "low": 1, "high": 5, "step": 0}', ("parameters.a.step", "must be >= 1, got 0")),
     parameter("a", '{"type": "integer", "low": 1.0, "high": 5}', ("parameters.a.low", "must be an integer, got 1.0")),
     parameter("a", '{"type": "float", "low": 0, "high": 1, "step": 1e-300}', ("parameters.a", "step is too small for the range, got 1e-300")),
-    parameter("a", '{"type": "float", "low": 0, "high": 1e400}', ("parameters.a.high", "got inf")),
+    parameter("a", '{"type": "float", "low": 0, "high": 1e400}', ("parameters.a.high", "got Infinity")),
     # words
     wrong("benchmark", "traffic_scenarios", '["D(100)"]', ("benchmark.traffic_scenarios[0]", "scenario 'D(100)'")),
     wrong("benchmark", "traffic_scenarios", '["D(100,100)", "E(64)"]', ("benchmark.traffic_scenarios[1]", "embeddings are known to genai-bench, but not served here")),
@@ -171,13 +171,14 @@ BROKEN = [
     # what only the whole shows
     *(
         parameter("tp-size", f"[1, {value}]", ("parameters.tp-size[1]", f"must be an integer from 1 to 4096, got {shown}"))
-        for value, shown in {"0": "0", "true": "True", '"2"': "'2'", "2.0": "2.0", "null": "None", "5000": "5000"}.items()
+        for value, shown in {"0": "0", "true": "true", '"2"': "'2'", "2.0": "2.0", "null": "null", "5000": "5000"}.items()
     ),
     parameter("tp-size", '{"type": "integer", "low": 0, "high": 2000000}', ("parameters.tp-size.low", "got 0"), ("parameters.tp-size.high", "got 2000000")),
     parameter("tp-size", '{"type": "float", "low": 1, "high": 2}', ("parameters.tp-size.type", "got 'float'")),
     wrong("engine", "args", '{"pp-size": 0}', ("engine.args.pp-size", "must be an integer from 1 to 4096, got 0")),
     wrong("engine", "args", '{"tp-size": 2}', ("engine.args.tp-size", "is a parameter as well; it is either fixed or tuned")),
-    Broken("constraint on no parameter", '{"constraints": [{"when": {"tp-siz": 1}, "require": {"zzz": 2}}]}', [("constraints[0].when.tp-siz", "is not one of the parameters; nearest: tp-size"), ("constraints[0].require.zzz", "is not one of the parameters")]),
+    Broken("stage of no parameter", '{"optimization": {"strategy": "hierarchical", "stages": [["tp_size"]]}}', [("optimization.stages[0][0]", "is not one of the parameters, got 'tp_size' (did you mean tp-size?)")]),
+    Broken("constraint on no parameter", '{"constraints": [{"when": {"tp-siz": 1}, "require": {"zzz": 2}}]}', [("constraints[0].when.tp-siz", "is not one of the parameters (did you mean tp-size?)"), ("constraints[0].require.zzz", "is not one of the parameters (known here: tp-size, ")]),
     Broken("constraint that matches nothing", '{"constraints": [{"when": {"tp-size": []}, "require": {"tp-size": {}}}]}', [("constraints[0].when.tp-size", "must not be an empty list"), ("constraints[0].require.tp-size", "must have low or high, or both")]),
     Broken("constraint upside down", '{"constraints": [{"when": {"tp-size": {"low": 3, "high": 1}}, "require": {"tp-size": {"lo": 1}}}]}', [("constraints[0].when.tp-size", "low must not exceed high, got low 3.0 and high 1.0"), ("constraints[0].require.tp-size.lo", "is not a known key, got 1")]),
     Broken("constraint of a wrong type", '{"constraints": ["x", {"when": 3, "require": {"tp-size": [[1]]}}]}', [("constraints[0]", "must be an object, got 'x'"), ("constraints[1].when", "must be an object, got 3"), ("constraints[1].require.tp-size", "got [1]")]),
@@ -188,7 +189,7 @@ BROKEN = [
         '{"optimization": {"stratgy": 1, "max_iterations": 0}, "benchmark": {"num_concurrency": []}, "parameters": {"a": [], "b": [NaN]}, "slo": {"tpot": {"threshold": -1}}}',
         [
             ("parameters.a", "must not be empty"),
-            ("parameters.b[0]", "got nan"),
+            ("parameters.b[0]", "got NaN"),
             ("optimization.max_iterations", "got 0"),
             ("optimization.stratgy", "got 1 (did you mean strategy?)"),
             ("slo.tpot.threshold", "got -1"),

@@ -5,6 +5,7 @@ Messages made here are kept as they are; `problems` adds the path.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import reprlib
@@ -25,11 +26,23 @@ def refuse(message: str) -> PydanticCustomError:
 
 
 class _Short(reprlib.Repr):
-    """`repr` that never walks the whole of a huge value, such as YAML's aliases make of a small file."""
+    """`repr` with JSON's null, true and NaN, which never walks the whole of a huge value.
+
+    YAML's aliases make such a one of a small file.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
+
+    def repr_NoneType(self, x: None, level: int) -> str:
+        return "null"
+
+    def repr_bool(self, x: bool, level: int) -> str:
+        return str(x).lower()
+
+    def repr_float(self, x: float, level: int) -> str:
+        return repr(x) if math.isfinite(x) else json.dumps(x)
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if abs(x) < 10**50 else f"an integer of {x.bit_length()} bits"

@@ -6,6 +6,7 @@ give: its `space`, `objective`, `slo_terms` and `levels()`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
@@ -253,10 +254,8 @@ class Task(Section):
             for side in ("when", "require"):
                 for flag in getattr(constraint, side):
                     if flag not in self.parameters:
-                        near = get_close_matches(flag, self.parameters, n=1)
-                        hint = f"; nearest: {near[0]}" if near else ""
                         path = f"constraints[{number}].{side}.{flag}"
-                        found.append((path, f"is not one of the parameters{hint}"))
+                        found.append((path, f"is not one of the parameters{self._nearest(flag)}"))
         for flag in GPU_FLAGS:
             for path, value in self._values_of(flag):
                 if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS:
@@ -271,8 +270,8 @@ class Task(Section):
     def _front_problems(self) -> list[tuple[str, str]]:
         """What several objectives at once do not go with."""
         options, found = self.optimization, []
-        if len(set(options.objectives)) < len(options.objectives):
-            found.append(("optimization.objective", "names one twice"))
+        if twice := [name for name, count in Counter(options.objectives).items() if count > 1]:
+            found.append(("optimization.objective", f"names {' and '.join(twice)} twice"))
         if len(options.objectives) > 1:
             if options.sampler in ("gp", "hyperopt", "cmaes"):
                 found.append(
@@ -312,13 +311,16 @@ class Task(Section):
             for place, flag in enumerate(group):
                 path = f"optimization.stages[{number}][{place}]"
                 if flag not in self.parameters:
-                    near = get_close_matches(flag, self.parameters, n=1)
-                    hint = f"; nearest: {near[0]}" if near else ""
-                    found.append((path, f"is not one of the parameters{hint}"))
+                    message = f"is not one of the parameters, got {shown(flag)}{self._nearest(flag)}"
+                    found.append((path, message))
                 elif flag in seen:
                     found.append((path, f"{flag} is in a stage already"))
                 seen.add(flag)
         return found
+
+    def _nearest(self, flag: str) -> str:
+        near = get_close_matches(flag, self.parameters, n=1)
+        return f" (did you mean {near[0]}?)" if near else f" (known here: {', '.join(self.parameters)})"
 
     def _promise_problems(self) -> list[tuple[str, str]]:
         """What needs promises, and there are none."""
