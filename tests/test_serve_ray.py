@@ -79,6 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0, (data / "errors").read_text()
         process.stdout.close()
+        assert not re.search(r"^INFO .* serve ", (data / "errors").read_text(), re.MULTILINE)
         assert processes.gone(str(folder)) and not folder.exists()
         assert not [*data.glob("pymp-*"), *data.glob("tuner-*")], "sockets of what Ray killed"
         assert not processes.listening(port)

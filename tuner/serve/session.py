@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -76,6 +77,7 @@ def serving(place: Place, token: str | None) -> Iterator[str]:
                 own_head(place.num_gpus or (None if all_gpus() else LOGICAL_GPUS))
             )
         running.enter_context(cluster(None if own else place.num_gpus))
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its start is told in our own words
         options = HTTPOptions(host=place.host, port=place.port)
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_QUIET)
         try:
