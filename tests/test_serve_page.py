@@ -130,7 +130,7 @@ def test_a_wrong_task_is_shown_with_its_problems_and_a_right_one_starts(page: Pa
     (order,) = server.jobs.orders
     assert json.loads(order.files["task.json"]) == task
     page.click("#cancel")
-    page.wait_for_text("broken")  # it was stopped before it had begun
+    page.wait_for_text("cancelled before it began")
 
 
 @pytest.mark.parametrize("path", ["#/", "#/new", "#/studies/measured", "#/studies/foreseen"])

@@ -112,9 +112,9 @@ def run_study(
     file = None if calibration is None else str(Path(calibration).absolute())
     setup = Setup(num_gpus, max_concurrent, tuple(warm_start), prior, virtual, file)
     root = str(results or default_root())
-    require_place(root)
     wanted = newest_of(task, root, virtual=virtual) if resume and study is None else study
     store = ResultStore(root, _study_name(task, wanted))
+    require_place(root)
     if not (resume and store.exists()):
         store = _new_store(store, wanted=wanted is not None)
     with store.locked(), _interrupts_kept():
