@@ -16,6 +16,7 @@ from tuner.analysis import summary
 from tuner.analysis.front import from_the_knee, front
 from tuner.errors import TaskError, UsageError
 from tuner.experience import Experience
+from tuner.failures import Cause
 from tuner.search import make_searcher
 from tuner.suggestion import metric_names
 from tuner.task import make_task
@@ -62,6 +63,23 @@ def test_the_defaults_are_recommended_where_they_are_the_knee(repeats: list[dict
     answer = summary(made.results())
     assert [trial["trial"] for trial in answer.front] == [0, 1]
     assert answer.defaults_are_best and "knee of the front" in answer.reason
+
+
+def test_what_failed_when_repeated_does_not_shift_the_knee_to_another() -> None:
+    lost, knee, other = {"tp-size": 1}, {"tp-size": 2}, {"tp-size": 4}
+    made = studies.make([lost, other, knee], repeats=[knee, other, lost], fails=studies.never_fails)
+    made.about["task"]["optimization"]["objective"] = SEVERAL
+    losses = {"{}": (3.0, 3.0), json.dumps(lost): (0.1, 0.1), json.dumps(knee): (1.0, 1.0)}
+    for row in made.trials:
+        pair = losses.get(row["config"], (0.5, 2.9))
+        each = {
+            name: {"objective": math.exp(loss), "score": math.exp(loss), "loss": loss}
+            for name, loss in zip(SEVERAL, pair, strict=True)
+        }
+        row |= {**each[SEVERAL[0]], "objectives": json.dumps(each), "objective_name": SEVERAL[0]}
+    made.trials[-1] |= {"failure_cause": str(Cause.OUT_OF_MEMORY), "failure_stage": "load"}
+    best = summary(made.results()).best
+    assert best is not None and best["config"] == knee
 
 
 # --- the search ----------------------------------------------------------------------------------------

@@ -133,8 +133,9 @@ def _favoured(results: StudyResults, groups: Mapping[str, list[Trial]], first: M
     defaults = config_key({})
     others = [key for key in groups if key != defaults]
     if len(objectives_of(results)) > 1:
-        held = [key for key in first if key in groups or status(first[key]) is Status.FINISHED]
-        ranked = from_the_knee([losses_of(first[key]) for key in held if key not in failed_again(results)])
+        failed = failed_again(results)
+        held = [key for key in first if status(first[key]) is Status.FINISHED and key not in failed]
+        ranked = from_the_knee([losses_of(first[key]) for key in held])
         return next((held[place] for place in ranked if held[place] in groups), others[0])
     means = {key: _mean_loss([*filter(_counts, [first[key]]), *groups[key]]) for key in others}
     equal = [key for key, mean in means.items() if mean <= min(means.values()) + math.log1p(EQUAL)]
