@@ -65,8 +65,12 @@ def test_a_worker_process_that_is_killed(cluster: Cluster, tmp_path: Path) -> No
     add_node(cluster)
     study = Study(cluster.address, tmp_path, document(marker, trials=3, level_s=2.0))
     try:
-        study.until(lambda: processes.with_marker(marker), "an engine")
-        for actor in processes.at_the_other_end(processes.with_marker(marker)):
+        actors: set[int] = set()  # none while the watchdog detaches: who is looked at may be gone by then
+        study.until(
+            lambda: actors or actors.update(processes.at_the_other_end(processes.with_marker(marker))),
+            "an engine, and the process that started it",
+        )
+        for actor in actors:
             os.kill(actor, signal.SIGKILL)
         trials = study.ended().trials
     finally:
