@@ -183,8 +183,8 @@ def config_of(flags: Sequence[str]) -> dict[str, Value]:
 
 def flag_value(text: str) -> tuple[str, Value]:
     """`tp-size=2` as a flag and its value: JSON where it is JSON, else the text itself."""
+    from tuner.task.engine import reserved
     from tuner.task.fields import value_problem
-    from tuner.task.model import reserved
 
     flag, equals, value = text.partition("=")
     if not equals or not flag:

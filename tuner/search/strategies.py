@@ -26,7 +26,7 @@ from tuner.space import SearchSpace
 from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.suggestion import METRIC, MODE, Config, metric_names
 from tuner.task import Task
-from tuner.task.model import GPU_FLAGS
+from tuner.task.engine import GPU_FLAGS
 from tuner.task.optimization import Optimization
 
 MEASURED_AGAIN = 2  # of the best configurations of earlier studies: the first trials of this one

@@ -1,4 +1,4 @@
-"""The task file: what it may say (`model` and its sections), how it is read (`file`, `problems`)."""
+"""The task file: its keys (`model` and sections); how it is read (`file`), what is refused (`checks`)."""
 
 from tuner.task.file import load_task, make_task, task_schema
 from tuner.task.model import Task

@@ -21,6 +21,7 @@ from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
 
 from tuner.errors import Problem, TaskError
 from tuner.secrets import is_secret, looks_secret
+from tuner.task.checks import cross_problems
 from tuner.task.fields import key_path, shown
 from tuner.task.model import Task
 from tuner.task.problems import problems_of
@@ -61,12 +62,8 @@ def make_task(data: Any, source: str = "task") -> Task:
     except ValidationError as error:
         _refuse(source, [*problems_of(error), *_problems_of_the_rest(data, error)])
         raise
-    _refuse(source, _cross_problems(task))
+    _refuse(source, cross_problems(task))
     return task
-
-
-def _cross_problems(task: Task) -> list[Problem]:
-    return [Problem(path, message) for path, message in task.cross_problems()]
 
 
 def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[Problem]:
@@ -82,7 +79,7 @@ def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[
     if not rest.get("parameters", True):
         del rest["parameters"]
     try:
-        return _cross_problems(Task.model_validate(rest))
+        return cross_problems(Task.model_validate(rest))
     except ValidationError:
         return []
 

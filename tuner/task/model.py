@@ -6,22 +6,19 @@ give: its `space`, `objective`, `slo_terms` and `levels()`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from tuner import objective as scoring
 from tuner import space as spaces
-from tuner.registry import unknown_engine
 from tuner.scenarios import parse_scenario
-from tuner.secrets import is_secret, is_switch, reference
 from tuner.task.benchmark import Benchmark
-from tuner.task.fields import FlagName, Prose, Seconds, Section, Text, Value, VariableName, refuse, shown
+from tuner.task.engine import GPU_FLAGS, EngineName, EngineOptions, Model, Resources
+from tuner.task.fields import FlagName, Prose, Section, Text
 from tuner.task.optimization import Optimization
-from tuner.task.parameters import CategoricalSpec, ConstraintSpec, IntegerSpec, Parameter
+from tuner.task.parameters import ConstraintSpec, Parameter
 from tuner.task.slo import SloSpec
 from tuner.vocabulary import vocabulary_of
 from tuner.workload import LoadLevel
@@ -34,98 +31,6 @@ DEFAULT_PARAMETERS: dict[str, Any] = {
     "schedule-policy": ["lpm", "fcfs"],
     "chunked-prefill-size": [512, 1024, 2048, 4096],
 }
-_SET_BY_TUNER = "is set by the tuner itself, for each trial anew"
-RESERVED = {
-    "host": _SET_BY_TUNER,
-    "port": _SET_BY_TUNER,
-    "model": "is the task's model.id_or_path",
-    "model-path": "is the task's model.id_or_path",
-    "served-model-name": "is the task's benchmark.model_name",
-}
-_ON_COMMAND_LINE = "is a secret, and every user of a machine sees its command lines: use engine.env"
-GPU_FLAGS = ("tp-size", "pp-size", "dp-size", "tensor-parallel-size", "pipeline-parallel-size")
-_MOST_GPUS = 4096  # that one flag may ask for
-
-
-def reserved(flag: str) -> str:
-    """Why a task may not give a flag, however it spells it; empty where it may."""
-    spelt = flag.replace("_", "-")
-    for name, why in RESERVED.items():
-        if spelt == name or (len(spelt) > 1 and name.startswith(spelt)):  # argparse takes abbreviations
-            return why
-    return _ON_COMMAND_LINE if is_secret(flag) else ""
-
-
-class Model(Section):
-    """The model to serve."""
-
-    id_or_path: Text = Field(
-        min_length=1,
-        description="Hub id or local folder. The engine is given it as it is; a relative folder is one below "
-        "the working directory. Only a task of the simulator may leave it out.",
-    )
-    namespace: Text = Field("", description="Kubernetes namespace of exported manifests. Default: none.")
-
-
-class EngineOptions(Section):
-    """How the engine is run, beside the flags that are tuned."""
-
-    python: Text | None = Field(
-        None, description="Interpreter that has the engine. Default: the tuner's own."
-    )
-    command: list[Text] | None = Field(
-        None,
-        min_length=1,
-        description="Words that start the server, in place of `python -m MODULE`; the flags follow them: "
-        '`["numactl", "-N", "0", "python3", "-m", "sglang.launch_server"]`.',
-    )
-    args: dict[FlagName, Value] = Field({}, description="Flags that are the same in every trial.")
-    env: dict[VariableName, Text] = Field(
-        {},
-        description="Environment variables of the engine's process. A secret is written `${NAME}`: the value "
-        "of that variable where the study is started.",
-    )
-    start_timeout: Seconds = Field(
-        300.0, description="From launch until the first token must be served; large models take minutes."
-    )
-    hang_timeout: Seconds = Field(
-        60.0, description="Under load without any token; then the engine hangs, and the trial has failed."
-    )
-
-    def problems(self) -> list[tuple[str, str]]:
-        """(key, message) of what does not go together, and of secrets."""
-        found = []
-        if self.command and self.python:
-            found.append(("command", "names the interpreter as well; leave engine.python out"))
-        for number, word in enumerate(self.command or ()):
-            name, assigned, value = word.partition("=")
-            named = is_secret(name) and (assigned or name.startswith("--"))
-            if named and not (assigned and is_switch(value)):
-                found.append((f"command[{number}]", _ON_COMMAND_LINE))
-        for name, value in self.env.items():
-            if is_secret(name) and not (reference(value) or is_switch(value)):
-                found.append((f"env.{name}", f"is a secret, which no file should hold: write ${{{name}}}, "
-                              "the variable of that name where the study is started"))  # fmt: skip
-        return found
-
-
-class Resources(Section):
-    """What a trial needs of the cluster, beside as many GPUs as its sizes ask for."""
-
-    accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = Field(
-        None,
-        description="Kind of GPU that every trial needs, as Ray names it: `H100`, `A100-80G`, `L4` ... "
-        "(docs/cluster.md#who-gets-which-gpus). Default: any.",
-    )
-
-
-def _engine(name: str) -> str:
-    if problem := unknown_engine(name):
-        raise refuse(problem)
-    return name
-
-
-EngineName = Annotated[Text, AfterValidator(_engine)]
 
 
 class Task(Section):
@@ -239,114 +144,3 @@ class Task(Section):
         ordered = {flag: sorted(map(int, map(str, values or ()))) for flag, values in counts.items()}
         fewest = gpus({flag: values[0] for flag, values in ordered.items()})
         return fewest, gpus({flag: values[-1] for flag, values in ordered.items()})
-
-    def cross_problems(self) -> list[tuple[str, str]]:
-        """(path, message) of what only the task as a whole shows to be wrong."""
-        found = []
-        for path, flags in (("parameters", self.parameters), ("engine.args", self.engine.args)):
-            found += [(f"{path}.{flag}", why) for flag in flags if (why := reserved(flag))]
-        for section in ("benchmark", "engine"):
-            found += [(f"{section}.{key}", message) for key, message in getattr(self, section).problems()]
-        found += self._promise_problems()
-        for flag in sorted(self.engine.args.keys() & self.parameters.keys()):
-            found.append((f"engine.args.{flag}", "is a parameter as well; it is either fixed or tuned"))
-        for number, constraint in enumerate(self.constraints):
-            for side in ("when", "require"):
-                for flag in getattr(constraint, side):
-                    if flag not in self.parameters:
-                        path = f"constraints[{number}].{side}.{flag}"
-                        found.append((path, f"is not one of the parameters{self._nearest(flag)}"))
-        for flag in GPU_FLAGS:
-            for path, value in self._values_of(flag):
-                if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS:
-                    found.append((path, f"must be an integer from 1 to {_MOST_GPUS}, got {shown(value)}"))
-        found += self._stage_problems() + self._front_problems() + self._cmaes_problems()
-        if self.optimization.enumerates and not self.space.enumerable():
-            found.append(("optimization.strategy", "grid_search needs a step on every continuous parameter"))
-        elif self.constraints and self.space.size <= 10**6 and next(self.space.grid(), None) is None:
-            found.append(("constraints", "leave no configuration at all"))
-        return found
-
-    def _front_problems(self) -> list[tuple[str, str]]:
-        """What several objectives at once do not go with."""
-        options, found = self.optimization, []
-        if twice := [name for name, count in Counter(options.objectives).items() if count > 1]:
-            found.append(("optimization.objective", f"names {' and '.join(twice)} twice"))
-        if len(options.objectives) > 1:
-            if options.sampler in ("gp", "hyperopt", "cmaes"):
-                found.append(
-                    ("optimization.sampler", f"{options.sampler} has one objective; use auto or tpe")
-                )
-            if options.strategy == "hierarchical":
-                found.append(("optimization.strategy", "hierarchical has one objective; use bayesian"))
-        return found
-
-    def _cmaes_problems(self) -> list[tuple[str, str]]:
-        """Where CMA-ES cannot search: it moves an ellipsoid, which needs directions and two of them."""
-        options = self.optimization
-        if options.sampler != "cmaes" or options.enumerates or options.strategy == "random":
-            return []
-        domains = {name: domain for name, domain in self.space.domains.items() if domain.size() > 1}
-        choices = [
-            name
-            for name, domain in domains.items()
-            if isinstance(domain, spaces.Categorical) and not domain.ordered
-        ]
-        if choices:
-            why = f"cmaes needs parameters with an order, which {', '.join(choices)} lack"
-            return [("optimization.sampler", f"{why}; use auto, gp or tpe")]
-        if len(domains) < 2:
-            return [("optimization.sampler", "cmaes needs two parameters that vary; use auto, gp or tpe")]
-        return []
-
-    def _stage_problems(self) -> list[tuple[str, str]]:
-        found, seen = [], set[str]()
-        options = self.optimization
-        if options.strategy == "hierarchical" and options.sampler in ("hyperopt", "cmaes"):
-            why = f"{options.sampler} cannot be told what another stage has found"
-            found.append(("optimization.sampler", f"hierarchical needs auto, gp or tpe: {why}"))
-        if options.stages and options.strategy != "hierarchical":
-            found.append(("optimization.stages", f"is of no use where strategy is {options.strategy}"))
-        for number, group in enumerate(options.stages):
-            for place, flag in enumerate(group):
-                path = f"optimization.stages[{number}][{place}]"
-                if flag not in self.parameters:
-                    message = f"is not one of the parameters, got {shown(flag)}{self._nearest(flag)}"
-                    found.append((path, message))
-                elif flag in seen:
-                    found.append((path, f"{flag} is in a stage already"))
-                seen.add(flag)
-        return found
-
-    def _nearest(self, flag: str) -> str:
-        near = get_close_matches(flag, self.parameters, n=1)
-        return f" (did you mean {near[0]}?)" if near else f" (known here: {', '.join(self.parameters)})"
-
-    def _promise_problems(self) -> list[tuple[str, str]]:
-        """What needs promises, and there are none."""
-        if "maximize_goodput" in self.optimization.objectives and not self.slo_terms.terms:
-            return [("optimization.objective", "maximize_goodput counts what keeps the SLOs; give slo")]
-        if self.benchmark.find is None:
-            return []
-        found = []
-        if not self.slo_terms.terms:
-            found.append(("benchmark.find", "looks for the load that keeps the SLOs; give slo"))
-        if len(set(self.benchmark.loads())) < 2:
-            found.append(("benchmark.find", "needs a lowest and a highest load to search between"))
-        if not all(objective.maximise for objective in self.objectives):
-            found.append(
-                ("benchmark.find", "goes with an objective that is maximised: latencies grow with load")
-            )
-        return found
-
-    def _values_of(self, flag: str) -> list[tuple[str, Any]]:
-        spec = self.parameters.get(flag)
-        if flag in self.engine.args:
-            return [(f"engine.args.{flag}", self.engine.args[flag])]
-        if isinstance(spec, list):
-            return [(f"parameters.{flag}[{i}]", value) for i, value in enumerate(spec)]
-        if isinstance(spec, CategoricalSpec):
-            return [(f"parameters.{flag}.values[{i}]", value) for i, value in enumerate(spec.values)]
-        if isinstance(spec, IntegerSpec):
-            return [(f"parameters.{flag}.low", spec.low), (f"parameters.{flag}.high", spec.high)]
-        return [] if spec is None else [(f"parameters.{flag}.type", spec.type)]
