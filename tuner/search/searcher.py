@@ -1,38 +1,33 @@
 """The searcher that a study gives to Ray Tune.
 
 `StudySearcher` stands between Tune and an inner searcher (OptunaSearch, HyperOptSearch, a grid). It
-measures the baseline first, answers for what is already known, keeps to the budget, holds back while
-no GPU is free, runs again what was lost to infrastructure, and at the end measures the best again. The
-inner searcher sees every outcome as a finite loss, failures included.
+measures the baseline first, then what is proposed (see `proposals`), keeps to the budget, holds back while
+no GPU is free, runs again what was lost to infrastructure (see `queue`), and at the end measures the best
+again (see `repeats`). The inner searcher sees every outcome as a finite loss, failures included.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from tuner.analysis.front import from_the_knee, front
 from tuner.capacity import Capacity
-from tuner.failures import Cause, Failure
+from tuner.failures import Failure
 from tuner.objective import FAILED_TIER, HARD_SLO_TIER
 from tuner.past import Past, PastTrial
 from tuner.plan import FINALISTS
 from tuner.search.encoding import Encoding
+from tuner.search.proposals import Proposals
 from tuner.search.queue import Pending, Queue
 from tuner.search.repeats import Repeats
 from tuner.space import SearchSpace, config_key
 from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.suggestion import ELAPSED, METRIC, MODE, PLACED, SHARE, Config, Losses, Suggestion
-
-_ASKED_IN_A_ROW = 50  # then a configuration is drawn that is known to be new
-_REFUSED_IN_A_ROW = 100  # then the engine refuses everything, and the search ends
-_DRAWN_IN_A_ROW = 20_000  # from a space that cannot be listed, of which constraints may leave little
-_FORBIDDEN_LOSS = 2500.0  # what a constraint forbids is worse than whatever was tried (see objective)
 
 
 class StudySearcher(Searcher):
@@ -63,25 +58,18 @@ class StudySearcher(Searcher):
         capacity: Capacity | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode=MODE)
-        self._inner, self._encoding, self._space = inner, encoding, space
         self.budget, self.baseline = budget, baseline
         self._baseline_due = baseline
         self._end, self.stopping, self._expected_gain = end or SearchEnd(), stopping, expected_gain
         self.ended_early = ""  # why the search ended before its last trial
         self._queue = Queue(capacity or Capacity())
-        self._refuse: Callable[[Config], Failure | None] = lambda config: None
-        self._on_refused: Callable[[Suggestion, Failure], float] = lambda suggestion, why: _FORBIDDEN_LOSS
-        self._random = random.Random(seed)  # noqa: S311  a reproducible draw, no secret
+        self._proposals = Proposals(inner, encoding, space, self._queue, metrics, seed)
+        self._losses = self._proposals.losses  # by configuration, as far as known
         self._metrics = metrics
-        self._losses: dict[str, Losses] = {}
         self._measured: dict[str, Config] = {}
         self._stopped: set[str] = set()  # which were not seen to their end, and lose
         self._repeats = Repeats(rounds)
-        self._refused_in_a_row = 0
-        self._lacked: Mapping[str, float] = {}
-        self._given_up: set[str] = set()
-        self._asked = self._numbered = self._searched = 0
-        self._asked_in_a_row = _ASKED_IN_A_ROW
+        self._searched = 0
 
     @property
     def planned(self) -> int:
@@ -95,15 +83,14 @@ class StudySearcher(Searcher):
 
         `on_refused` returns the loss that the sampler is told.
         """
-        self._refuse, self._on_refused = refuse, on_refused
+        self._proposals.guard(refuse, on_refused)
 
     def recall(self, past: Past) -> None:
         """Takes the study up where it was left: its numbers go on, and what it knows is not asked again.
 
         The inner searcher was given the configurations as its first points; each is answered at once.
         """
-        self._numbered, self._lacked = past.next_number, past.lacked
-        self._asked_in_a_row += len(past.trials)
+        self._proposals.recall(past.next_number, len(past.trials), past.lacked)
         self.ended_early = past.ended_early
         self._end.resumed(past.elapsed_s)
         for trial in past.trials:  # in the order in which they ended
@@ -127,7 +114,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
-        self._withdraw()
+        self._searched -= self._proposals.withdrawn()
         pending = self._queue.next(self._due)
         if pending is None:
             return None if self._queue else Searcher.FINISHED
@@ -145,8 +132,9 @@ class StudySearcher(Searcher):
     ) -> None:
         """Teaches the outcome; a trial that was lost to infrastructure runs again, and teaches nothing."""
         if error or not result or METRIC not in result or result.get("infrastructure"):
-            if given_up := self._queue.lost(trial_id):
-                self._give_up(given_up)
+            if given_up := self._queue.lost(trial_id):  # again and again: it cost no trial
+                self._proposals.give_up(given_up)
+                self._searched -= given_up.suggestion.kind != "confirm"
             return
         pending = self._queue.ended(trial_id)
         suggestion, losses = pending.suggestion, self._final(result)
@@ -157,10 +145,8 @@ class StudySearcher(Searcher):
             self._end.took(gpus=gpus, duration_s=duration_s)
             return
         self._end.ended(self._progress(losses), gpus=gpus, duration_s=duration_s)
-        self._losses[suggestion.key] = losses
+        self._proposals.told(pending, losses)
         self._measure(suggestion.key, suggestion.config, float(result.get(SHARE, 1.0)))
-        for inner_id in pending.inner_ids:
-            self._tell(inner_id, losses)
 
     def _measure(self, key: str, config: Config, share: float) -> None:
         """Takes note of a first run, of which that share was seen."""
@@ -172,13 +158,6 @@ class StudySearcher(Searcher):
     def _counted(self, gpus: int) -> int:
         """How many GPUs a trial holds; none where CPUs are counted."""
         return gpus if self._queue.capacity.counts_gpus else 0
-
-    def _give_up(self, pending: Pending) -> None:
-        """A trial that was lost again and again cost no trial, and is not proposed again."""
-        self._given_up.add(pending.suggestion.key)
-        self._searched -= pending.suggestion.kind != "confirm"
-        for inner_id in pending.inner_ids:
-            self._inner.on_trial_complete(inner_id, error=True)
 
     def _final(self, result: Mapping[str, Any]) -> Losses:
         """What the trial came to; of one that was stopped, what it would have come to, and no best."""
@@ -205,13 +184,15 @@ class StudySearcher(Searcher):
         """What comes next: the search, and when all of it has ended, the confirmation."""
         if self._searched < self.budget and not self.ended_early:
             self.ended_early = self._end.reason(running=sum(1 for _ in self._queue))
-            if not self.ended_early and (found := self._next()):
-                self._searched += 1
-                return found
+            if not self.ended_early:
+                if found := self._next():
+                    self._searched += 1
+                    return found
+                self.ended_early = self._proposals.hopeless
         if any(pending.suggestion.kind != "confirm" for pending in self._queue):
             return None
         again = self._to_repeat()
-        return None if again is None else self._new("confirm", again)
+        return None if again is None else self._proposals.new("confirm", again)
 
     def _to_repeat(self) -> Config | None:
         """What is measured again next; None where all is told, or nothing beats the baseline."""
@@ -249,115 +230,11 @@ class StudySearcher(Searcher):
         return sorted((key for key in finished if finished[key][0] < bound), key=lambda key: finished[key][0])
 
     def _next(self) -> Pending | None:
-        """A configuration that nobody has tried; None where there is none (for now)."""
+        """The baseline, and then what is proposed; None where that is nothing (for now)."""
         if self._baseline_due:
             self._baseline_due = False
-            return self._new("baseline", {})
-        for _ in range(self._asked_in_a_row):
-            if self._hopeless:
-                return None
-            self._asked += 1
-            inner_id = f"ask-{self._asked}"
-            point: Any = self._inner.suggest(inner_id)
-            if point is None or point == Searcher.FINISHED:
-                break
-            found = self._take(self._encoding.decode(point), inner_id)
-            if found:
-                self._end.expects(self._expected_gain())
-                return found
-        return self._drawn()
-
-    def _take(self, config: Config, inner_id: str) -> Pending | None:
-        """`config` as a new trial, unless the answer to it is known already or on its way."""
-        key = config_key(config)
-        if key in self._losses:
-            self._tell(inner_id, self._losses[key])
-            return None
-        if key in self._given_up:
-            self._inner.on_trial_complete(inner_id, error=True)
-            return None
-        for pending in self._queue:
-            if pending.suggestion.key == key and pending.suggestion.kind != "baseline":
-                pending.inner_ids.append(inner_id)
-                return None
-        if not self._space.allows(config):
-            self._losses[key] = dict.fromkeys(self._metrics, _FORBIDDEN_LOSS)
-            self._tell(inner_id, self._losses[key])
-            return None
-        if self._refused(config):
-            self._tell(inner_id, self._losses[key])
-            return None
-        return self._new("search", config, inner_id)
-
-    @property
-    def _hopeless(self) -> bool:
-        """Whether the engine refuses whatever is proposed: a flag that it does not have, most likely."""
-        return self._refused_in_a_row >= _REFUSED_IN_A_ROW
-
-    def _refused(self, config: Config) -> bool:
-        """Whether `config` can never run; then that is recorded, as a failure that cost no trial."""
-        failure, key = self._refuse(config), config_key(config)
-        if failure is None:
-            self._refused_in_a_row = 0
-            return False
-        if failure.cause is Cause.NO_SUCH_GPUS and key in self._lacked:  # it is on record
-            self._losses[key] = dict.fromkeys(self._metrics, self._lacked[key])
-        else:
-            self._record_refused(self._new("search", config).suggestion, failure)
-        self._refused_in_a_row += 1
-        if self._hopeless:
-            self.ended_early = f"the engine has refused {_REFUSED_IN_A_ROW} configurations in a row"
-        return True
-
-    def _record_refused(self, suggestion: Suggestion, failure: Failure) -> None:
-        self._losses[suggestion.key] = dict.fromkeys(self._metrics, self._on_refused(suggestion, failure))
-
-    def _withdraw(self) -> None:
-        """Refuses what waits for GPUs that no node has any more, most likely after it was lost there."""
-
-        def refused(suggestion: Suggestion) -> bool:
-            if suggestion.kind != "search" or not self._queue.capacity.lacks(suggestion.config):
-                return False
-            if failure := self._refuse(suggestion.config):
-                self._record_refused(suggestion, failure)
-            return failure is not None
-
-        for pending in self._queue.withdrawn(refused):
-            self._searched -= 1
-            for inner_id in pending.inner_ids:
-                self._tell(inner_id, self._losses[pending.suggestion.key])
-
-    def _drawn(self) -> Pending | None:
-        """A configuration drawn from those not tried yet: the sampler keeps proposing what is known.
-
-        None where all are tried, or where none is found that the constraints and the engine allow.
-        """
-        on_its_way = {pending.suggestion.key for pending in self._queue}
-        tried = self._losses.keys() | on_its_way | self._given_up
-        for config in self._untried(tried):
-            if self._hopeless:
-                return None
-            if not self._refused(config):
-                return self._new("search", config)
-        return None
-
-    def _untried(self, tried: Set[str]) -> Iterator[Config]:
-        if self._space.enumerable():
-            left = [config for config in self._space.grid() if config_key(config) not in tried]
-            self._random.shuffle(left)
-            yield from left
-            return
-        for _ in range(_DRAWN_IN_A_ROW):
-            config = {
-                name: domain.draw(self._random.random()) for name, domain in self._space.domains.items()
-            }
-            if self._space.allows(config) and config_key(config) not in tried:
-                yield config
-
-    def _new(self, kind: str, config: Config, inner_id: str | None = None) -> Pending:
-        suggestion = Suggestion(self._numbered, kind, config)
-        self._numbered += 1
-        return Pending(suggestion, [inner_id] if inner_id else [])
-
-    def _tell(self, inner_id: str, losses: Losses) -> None:
-        self._inner.on_trial_complete(inner_id, losses)
+            return self._proposals.new("baseline", {})
+        found = self._proposals.next()
+        if found and found.inner_ids:  # by the sampler
+            self._end.expects(self._expected_gain())
+        return found
