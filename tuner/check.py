@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tuner.plan import (
     trial_guess_s,
 )
 from tuner.report.words import duration, engine_text
+from tuner.secrets import reference
 from tuner.space import SearchSpace, Value
 from tuner.task import Task, load_task
 from tuner.task.model import DEFAULT_PARAMETERS
@@ -41,6 +43,8 @@ def check_task(path: Path, engine_name: str | None = None) -> Iterator[str]:
     yield f"Space       {_space_text(task)}"
     if task.parameters == DEFAULT_PARAMETERS and "parameters" not in task.model_fields_set:
         yield "            (no parameters are given; these are the documented four of SGLang)"
+    yield from _idle_constraints(task)
+    yield from _unset_variables(task)
     if missing is None:
         yield from _refused(task, engine, str(path))
     yield from _cost(task, engine)
@@ -82,6 +86,23 @@ def _space_text(task: Task) -> str:
     )
     count = "continuous" if math.isinf(size) else f"{int(size):,} configuration{'s' * (size != 1)}"
     return f"{count}: {factors}"
+
+
+def _idle_constraints(task: Task) -> Iterator[str]:
+    """Constraints that forbid nothing: a slip, where they were not left from a wider space."""
+    for number, constraint in enumerate(task.space.constraints):
+        for name, condition in constraint.when.items():
+            if not condition.possible(task.space.domains[name]):
+                where = f"constraints[{number}] never applies"
+                yield f"Constraint  {where}: no value of {name} is as its `when` says"
+
+
+def _unset_variables(task: Task) -> Iterator[str]:
+    """References of engine.env to what is not set here; a study is perhaps started elsewhere."""
+    for name, value in task.engine.env.items():
+        if (variable := reference(value)) and variable not in os.environ:
+            why = f"engine.env.{name} needs it where the study is started"
+            yield f"Variable    {variable} is not set here: {why}"
 
 
 def _refused(task: Task, engine: Engine, source: str) -> Iterator[str]:

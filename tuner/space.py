@@ -174,6 +174,16 @@ class Condition:
     low: float | None = None
     high: float | None = None
 
+    def possible(self, domain: Domain) -> bool:
+        """Whether any value of `domain` meets the condition."""
+        if (values := domain.values()) is not None:
+            return any(map(self.matches, values))
+        if self.any_of is not None:
+            return any(domain.contains(value) and self.matches(value) for value in self.any_of)
+        first, last = domain.draw(0.0), domain.draw(1 - 1e-9)
+        assert isinstance(first, int | float) and isinstance(last, int | float)  # else it is a list
+        return (self.low is None or last >= self.low) and (self.high is None or first <= self.high)
+
     def matches(self, value: Value) -> bool:
         """Whether `value` meets the condition; only numbers lie within a range."""
         if self.any_of is not None and not any(_same(value, choice) for choice in self.any_of):

@@ -1,0 +1,77 @@
+"""`tuner check`: what it says of a task before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner.check import check_task
+
+
+def lines(tmp_path: Path, **task: Any) -> list[str]:
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(task))
+    return list(check_task(path))
+
+
+PARAMETERS = {
+    "tp-size": [1, 2],
+    "schedule-policy": ["lpm", "fcfs"],
+    "max-running-requests": {"type": "integer", "low": 16, "high": 256, "step": 16},
+    "schedule-conservativeness": {"type": "float", "low": 0.3, "high": 1.3},
+}
+
+
+@pytest.mark.parametrize(
+    ("when", "name"),
+    [
+        ({"tp-size": 4}, "tp-size"),
+        ({"tp-size": "1"}, "tp-size"),
+        ({"schedule-policy": ["LPM", "dfs-weight"]}, "schedule-policy"),
+        ({"max-running-requests": 20}, "max-running-requests"),
+        ({"max-running-requests": {"low": 257}}, "max-running-requests"),
+        ({"schedule-conservativeness": 1.4}, "schedule-conservativeness"),
+        ({"schedule-conservativeness": {"high": 0.2}}, "schedule-conservativeness"),
+        ({"tp-size": 1, "schedule-policy": "lmp"}, "schedule-policy"),
+    ],
+)
+def test_a_constraint_that_never_applies_is_named(tmp_path: Path, when: dict[str, Any], name: str) -> None:
+    applies = {"when": {"tp-size": 2}, "require": {"schedule-policy": "lpm"}}
+    idle = {"when": when, "require": {"schedule-policy": "lpm"}}
+    said = [
+        line
+        for line in lines(tmp_path, parameters=PARAMETERS, constraints=[applies, idle])
+        if "Constr" in line
+    ]
+    assert said == [f"Constraint  constraints[1] never applies: no value of {name} is as its `when` says"]
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"tp-size": 1},
+        {"schedule-policy": ["dfs-weight", "fcfs"]},
+        {"max-running-requests": {"low": 256}},
+        {"max-running-requests": {"low": 17, "high": 32}},
+        {"schedule-conservativeness": 0.5},
+        {"schedule-conservativeness": {"low": 1.2}},
+    ],
+)
+def test_one_that_may_apply_is_not(tmp_path: Path, when: dict[str, Any]) -> None:
+    constraints = [{"when": when, "require": {"schedule-policy": "lpm"}}]
+    if "schedule-policy" in when:
+        constraints[0]["require"] = {"tp-size": 1}
+    said = lines(tmp_path, parameters=PARAMETERS, constraints=constraints)
+    assert not any("Constraint" in line for line in said)
+
+
+def test_a_variable_that_is_not_set_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OF_MY_OWN", raising=False)
+    engine = {"env": {"HF_TOKEN": "${OF_MY_OWN}", "OMP_NUM_THREADS": "4"}}
+    [said] = [line for line in lines(tmp_path, engine=engine) if "Variable" in line]
+    assert "OF_MY_OWN is not set here: engine.env.HF_TOKEN" in said
+    monkeypatch.setenv("OF_MY_OWN", "hf_secret")
+    assert not any("Variable" in line or "hf_secret" in line for line in lines(tmp_path, engine=engine))
