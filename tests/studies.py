@@ -51,6 +51,17 @@ class Made:
     steps: list[dict[str, Any]]
     requests: list[dict[str, Any]]
 
+    def with_objectives(self, losses: Callable[[Config], Sequence[float]], *names: str) -> Made:
+        """With several objectives, of which a configuration has these losses whenever it is measured."""
+        self.about["task"]["optimization"]["objective"] = list(names)
+        for row in self.trials:
+            each = {}
+            for name, loss in zip(names, losses(json.loads(row["config"])), strict=True):
+                value = math.exp(-loss if OBJECTIVES[name].maximise else loss)
+                each[name] = {"objective": value, "score": value, "loss": loss}
+            row |= {**each[names[0]], "objectives": json.dumps(each), "objective_name": names[0]}
+        return self
+
     def results(self) -> StudyResults:
         """As `ResultStore.read` would return it, without touching a disk."""
         frames = {

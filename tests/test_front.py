@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +45,8 @@ def test_the_knee_is_the_point_nearest_to_the_best_of_everything() -> None:
 @pytest.mark.parametrize("repeats", [[], [{}, {"tp-size": 2}] * 2])
 def test_the_defaults_are_recommended_where_they_are_the_knee(repeats: list[dict[str, Any]]) -> None:
     made = studies.make([{"tp-size": 2}, {"tp-size": 4}], repeats=repeats, fails=studies.never_fails)
-    made.about["task"]["optimization"]["objective"] = SEVERAL
-    losses = {"{}": (1.0, 1.0), '{"tp-size": 2}': (0.96, 1.7), '{"tp-size": 4}': (1.2, 1.2)}
-    for row in made.trials:
-        values = zip(SEVERAL, losses[row["config"]], strict=True)
-        each = {
-            name: {
-                "objective": math.exp(loss if name == SEVERAL[0] else -loss),
-                "score": math.exp(loss),
-                "loss": loss,
-            }
-            for name, loss in values
-        }
-        row |= {**each[SEVERAL[0]], "objectives": json.dumps(each), "objective_name": SEVERAL[0]}
+    losses = {None: (1.0, 1.0), 2: (0.96, 1.7), 4: (1.2, 1.2)}
+    made.with_objectives(lambda config: losses[config.get("tp-size")], *SEVERAL)
     answer = summary(made.results())
     assert [trial["trial"] for trial in answer.front] == [0, 1]
     assert answer.defaults_are_best and "knee of the front" in answer.reason
@@ -68,15 +55,8 @@ def test_the_defaults_are_recommended_where_they_are_the_knee(repeats: list[dict
 def test_what_failed_when_repeated_does_not_shift_the_knee_to_another() -> None:
     lost, knee, other = {"tp-size": 1}, {"tp-size": 2}, {"tp-size": 4}
     made = studies.make([lost, other, knee], repeats=[knee, other, lost], fails=studies.never_fails)
-    made.about["task"]["optimization"]["objective"] = SEVERAL
-    losses = {"{}": (3.0, 3.0), json.dumps(lost): (0.1, 0.1), json.dumps(knee): (1.0, 1.0)}
-    for row in made.trials:
-        pair = losses.get(row["config"], (0.5, 2.9))
-        each = {
-            name: {"objective": math.exp(loss), "score": math.exp(loss), "loss": loss}
-            for name, loss in zip(SEVERAL, pair, strict=True)
-        }
-        row |= {**each[SEVERAL[0]], "objectives": json.dumps(each), "objective_name": SEVERAL[0]}
+    losses = {None: (3.0, 3.0), 1: (0.1, 0.1), 2: (1.0, 1.0), 4: (0.5, 2.9)}
+    made.with_objectives(lambda config: losses[config.get("tp-size")], *SEVERAL)
     made.trials[-1] |= {"failure_cause": str(Cause.OUT_OF_MEMORY), "failure_stage": "load"}
     best = summary(made.results()).best
     assert best is not None and best["config"] == knee

@@ -47,6 +47,16 @@ def test_the_newest_first_with_what_they_found(tmp_path: Path) -> None:
     assert told["model"] == "llama-3-2-1b-instruct" and told["state"] == "finished"
 
 
+def test_of_several_objectives_the_document_has_each(tmp_path: Path) -> None:
+    made = studies.make([{"tp-size": 2}], name="several", fails=studies.never_fails)
+    made.with_objectives(lambda config: (-len(config), 1.0), "minimize_ttft", "minimize_tpot").write(tmp_path)
+    written(tmp_path, "one", age_s=60)
+    several, one = json.loads(run(tmp_path, "--json").output)
+    assert several["config"] == {"tp-size": 2} and several["best"] == several["objectives"]["minimize_ttft"]
+    assert several["objectives"]["minimize_tpot"] == pytest.approx(2.718, 1e-3)
+    assert one["objectives"] == {}
+
+
 def test_what_may_be_chance_is_no_gain(tmp_path: Path) -> None:
     tried = studies.grid(studies.PARAMETERS, 2)
     repeats = [each for _ in range(4) for each in ({}, *tried)]

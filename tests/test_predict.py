@@ -64,6 +64,31 @@ def test_the_same_seed_predicts_the_same(tmp_path: Path) -> None:
     assert predict(tmp_path, "--json", "--seed", "3") == predict(tmp_path, "--json", "--seed", "3")
 
 
+def test_of_several_objectives_the_front_is_told_from_its_knee_on(tmp_path: Path) -> None:
+    changed: dict[str, Any] = {
+        "parameters": {"tp-size": [1, 2, 4], "mem-fraction-static": [0.05, 0.85]},
+        "optimization": {"objective": ["minimize_ttft", "maximize_throughput"]},
+    }
+    document = json.loads(predict(tmp_path, "--json", "--top", "9", **changed)[1])
+    found = [
+        tuple(one["objectives"][name]["objective"] for name in ("minimize_ttft", "maximize_throughput"))
+        for one in document["best"]
+    ]
+    assert len(set(found)) >= 2 and document["evaluated"] == 6
+    for ttft, rate in found:
+        assert not any(other[0] < ttft and other[1] > rate for other in found)
+    code, text = predict(tmp_path, "--top", "9", **changed)
+    assert code == 0
+    assert "minimize_ttft (s), maximize_throughput (tok/s/GPU) of 6 configurations, the Pareto front" in text
+    rows = [line for line in text.splitlines() if "tp-size" in line]
+    assert len(rows) == len(found)
+    assert [float(row.split()[1].replace(",", "")) for row in rows] == pytest.approx(
+        [rate for _, rate in found], rel=0.01
+    )
+    [gain] = [line for line in text.splitlines() if line.startswith("Predicted gain")]
+    assert "minimize_ttft" in gain and "maximize_throughput" in gain
+
+
 @pytest.mark.parametrize("flag", ["attention-backend", "no-such-flag"])
 def test_flags_that_are_not_modelled_are_named(tmp_path: Path, flag: str) -> None:
     values = ["fa3", "triton"] if flag == "attention-backend" else [1, 2]

@@ -13,14 +13,15 @@ from typing import Any
 import pandas as pd
 import pytest
 from serving import Answer, JobsInMemory, Served, served
-from studies import make
+from studies import make, never_fails
 
 from tuner.analysis import summary
+from tuner.analysis.trials import objectives_of
 from tuner.errors import StudyError, TaskError
 from tuner.export import FORMATS, best_deployment
 from tuner.failures import Cause
 from tuner.progress import StudyProgress
-from tuner.report.sentences import gain_sentence
+from tuner.report.sentences import gain_sentence, other_objectives
 from tuner.results import TABLES, ResultStore
 from tuner.serve.jobs import Job, JobState, Order
 from tuner.serve.models import State
@@ -423,6 +424,27 @@ def test_the_best_configuration_is_the_reports(kept: Served) -> None:
     assert report.headers["content-type"].startswith("text/html")
     assert "sandbox" in report.headers["content-security-policy"]
     assert best["gain_text"] in report.text.replace("&#x27;", "'")
+
+
+def test_of_several_objectives_the_best_says_all_and_has_the_front(server: Served) -> None:
+    made = make([{"tp-size": 2}, {"tp-size": 4}], name="several", fails=never_fails)
+    losses = {None: (1.0, 1.0), 2: (0.5, 0.9), 4: (0.2, 4.0)}
+    names = ["minimize_ttft", "maximize_throughput"]
+    made.with_objectives(lambda config: losses[config.get("tp-size")], *names).write(server.root)
+    best = server.ask("studies/several/best").json
+    assert best["config"] == {"tp-size": 2}
+    assert [point["config"] for point in best["front"]] == [{"tp-size": 2}, {"tp-size": 4}]
+    assert best["front"][1]["values"] == {
+        names[0]: pytest.approx(1.221, 1e-3),
+        names[1]: pytest.approx(0.018, 0.1),
+    }
+    results = ResultStore(server.root, "several").read()
+    assert best["others_text"] == other_objectives(summary(results), objectives_of(results)) != ""
+
+
+def test_of_one_objective_there_is_no_front(kept: Served) -> None:
+    best = kept.ask("studies/older/best").json
+    assert best["front"] == [] and best["others_text"] == ""
 
 
 @pytest.mark.parametrize("form", FORMATS)

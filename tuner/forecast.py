@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuner.analysis.front import from_the_knee
 from tuner.engines.simulator.flags import effect_of
 from tuner.errors import UsageError
 from tuner.experience import some_of
+from tuner.objective import Score
 from tuner.predict import Prediction, predict_all
 from tuner.report.words import config_text, digits, percent
 from tuner.rig import SIMULATED_FLAGS, calibrated, with_args
@@ -23,8 +25,9 @@ _MOST_REASONS = 3
 class Forecast:
     """The `best` configurations of the `evaluated` ones, the engine's `defaults`, and what has no effect.
 
-    `gain` is a share, in score over the defaults; None where either would not run. `why` has the commonest
-    reasons for which configurations would not run.
+    Of several objectives the best are the Pareto front, from its knee on. `gain` is a share, in score of the
+    first objective over the defaults; None where either would not run. `why` has the commonest reasons for
+    which configurations would not run.
     """
 
     task: Task
@@ -40,38 +43,58 @@ class Forecast:
         return {
             **{"predicted": True, "task": self.task.task_name, "objective": self.task.objective.name},
             **{"evaluated": self.evaluated, "without_effect": self.without_effect, "gain": self.gain},
-            **{"best": [_row(one) for one in self.best], "defaults": _row(self.defaults)},
+            "best": [self._row(one) for one in self.best],
+            "defaults": self._row(self.defaults),
         }
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        objective = self.task.objective
-        yield (
-            f"PREDICTED by the simulator, not measured: {objective.name} ({objective.unit}) "
-            f"of {self.evaluated} configurations"
-        )
+        objectives = self.task.objectives
+        heads = ", ".join(f"{objective.name} ({objective.unit})" for objective in objectives)
+        front = ", the Pareto front from its knee on" if len(objectives) > 1 else ""
+        yield (f"PREDICTED by the simulator, not measured: {heads} of {self.evaluated} configurations{front}")
         for one in [*self.best, self.defaults]:
-            value = digits(one.score.objective) if one.score.objective is not None else "would not run"
-            yield f"{value:>14}  {config_text(one.config)}"
+            values = [digits(score.objective) for score in one.scores if score.objective is not None]
+            text = "".join(f"{value:>14}" for value in values or ["would not run"])
+            yield f"{text}  {config_text(one.config)}"
         if self.gain is not None:
-            yield self._gain_text(self.gain)
+            yield self._gain_text()
         if not self.best:
             yield f"None of them would run: {'; '.join(self.why)}"
         if self.without_effect:
             yield f"Not modelled, all values predicted alike: {', '.join(self.without_effect)}"
 
-    def _gain_text(self, gain: float) -> str:
+    def _gain_text(self) -> str:
         """The gain as a person reads it: penalties that grow exponentially are none of it."""
-        best, defaults = self.best[0].score, self.defaults.score
-        if best.slo.met and defaults.slo.met:
-            return f"Predicted gain over the defaults: {percent(gain)}"
-        assert best.objective is not None and defaults.objective is not None
-        value = percent(self.task.objective.gain(best.objective, defaults.objective))
-        kept = ["break", "keep"]
-        promises = (
-            f"the best would {kept[best.slo.met]} the promises, the defaults {kept[defaults.slo.met]} them"
-        )
-        return f"Predicted gain over the defaults: {value}; {promises}"
+        best, defaults = self.best[0], self.defaults
+        if best.score.slo.met and defaults.score.slo.met:
+            promises, gains = "", self._gains(lambda score: score.score)
+        else:
+            kept = ["break", "keep"]
+            ours, theirs = kept[best.score.slo.met], kept[defaults.score.slo.met]
+            promises = f"; the best would {ours} the promises, the defaults {theirs} them"
+            gains = self._gains(lambda score: score.objective)
+        texts = [f"{name} {percent(gain)}" if best.others else percent(gain) for name, gain in gains.items()]
+        return f"Predicted gain over the defaults: {', '.join(texts)}{promises}"
+
+    def _gains(self, value_of: Callable[[Score], float | None]) -> dict[str, float]:
+        """By objective, the share by which the first of the best improves on the defaults."""
+        gains = {}
+        pairs = zip(self.task.objectives, self.best[0].scores, self.defaults.scores, strict=True)
+        for objective, *scores in pairs:
+            ours, theirs = map(value_of, scores)
+            if ours is not None and theirs is not None:
+                gains[objective.name] = objective.gain(ours, theirs)
+        return gains
+
+    def _row(self, one: Prediction) -> dict[str, Any]:
+        names = [objective.name for objective in self.task.objectives]
+        every = {
+            name: {"objective": score.objective, "score": score.score}
+            for name, score in zip(names, one.scores, strict=False)
+        }
+        row = {"config": dict(one.config), "starts": one.starts, **every[names[0]]}
+        return {**row, "objectives": every} if len(names) > 1 else row
 
 
 def forecast(
@@ -89,11 +112,21 @@ def forecast(
         task = with_args(task, {**task.engine.args, "gpu": gpu})
     [defaults] = predict_all(task, [{}], seed)
     found = predict_all(task, some_of(task.space, seed), seed)
-    best = [one for one in found if one.starts][:top]
+    best = _best(found)[:top]
     without_effect = [flag for flag in (*task.engine.args, *task.space.domains) if not effect_of(flag)]
     reasons = Counter(one.failure for one in found if one.failure)
     why = [reason for reason, _ in reasons.most_common(_MOST_REASONS)]
     return Forecast(task, len(found), best, defaults, without_effect, _gain(task, best, defaults), why)
+
+
+def _best(found: Sequence[Prediction]) -> list[Prediction]:
+    """Those that would run, the best first; of several objectives, their front."""
+    running = [one for one in found if one.starts]
+    if not any(one.others for one in running):
+        return running
+    return [
+        running[place] for place in from_the_knee([[each.loss for each in one.scores] for one in running])
+    ]
 
 
 def _gain(task: Task, best: Sequence[Prediction], defaults: Prediction) -> float | None:
@@ -101,8 +134,3 @@ def _gain(task: Task, best: Sequence[Prediction], defaults: Prediction) -> float
         return None
     ours, theirs = best[0].score.score, defaults.score.score
     return None if ours is None or theirs is None else task.objective.gain(ours, theirs)
-
-
-def _row(one: Prediction) -> dict[str, Any]:
-    kept = {"objective": one.score.objective, "score": one.score.score}
-    return {"config": dict(one.config), "starts": one.starts, **kept}

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tuner.analysis import Summary, summary, without_repeats
+from tuner.analysis.trials import Trial
 from tuner.errors import TunerError
 from tuner.results import TABLES, ResultStore, StudyResults
 from tuner.results.schema import JSON_COLUMNS, decoded
@@ -73,6 +74,7 @@ class Overview:
             "planned": about.get("planned_trials"),
             "objective": answer.objective.name if answer is not None else None,
             "best": None if best is None else float(best["objective"]),
+            "objectives": {} if best is None else _values(best),
             "best_trial": None if best is None else int(best["trial"]),
             "config": None if best is None else best["config"],
             "gain": None if gain is None else gain.share,
@@ -83,6 +85,11 @@ class Overview:
             "simulated": bool(about.get("simulated")),
             "started_at": about.get("started_at"),
         }
+
+
+def _values(best: Trial) -> dict[str, float]:
+    """Of several objectives, the value of each; empty for one."""
+    return {name: float(each["objective"]) for name, each in best["objectives"].items()}
 
 
 def overviews(root: str | Path, names: Sequence[str]) -> list[Overview]:

@@ -25,11 +25,20 @@ _NO_NOISE = {"noise": 0}  # unless the task asks for some
 
 @dataclass(frozen=True)
 class Prediction:
-    """One configuration and the score predicted for it; `failure` says why it would not run, else empty."""
+    """One configuration and the score predicted for it; `failure` says why it would not run, else empty.
+
+    `others` are the scores for the further objectives where there are several.
+    """
 
     config: Config
     score: Score
     failure: str = ""
+    others: tuple[Score, ...] = ()
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """One for each of the task's objectives."""
+        return (self.score, *self.others)
 
     @property
     def starts(self) -> bool:
@@ -51,13 +60,13 @@ def predict(task: Task, config: Config, seed: int) -> Prediction:
         gpu_ids=[],
         log_path=Path(os.devnull),
     )
-    return Prediction(config, last.score, "" if last.failure is None else last.failure.detail)
+    return Prediction(config, last.score, "" if last.failure is None else last.failure.detail, last.others)
 
 
 def predict_all(task: Task, configs: Iterable[Config], seed: int) -> list[Prediction]:
-    """The predictions for `configs`, best first; flags that the simulator does not know are left out.
+    """The predictions for `configs`, best first by the first objective.
 
-    UsageError where it does not know the model or the GPU.
+    Flags that the simulator does not know are left out; UsageError where it is the model or the GPU.
     """
     try:
         find_model(task.model.id_or_path)

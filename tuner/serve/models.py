@@ -124,6 +124,14 @@ class GainBody(Body):
     high: float | None
 
 
+class PointBody(Body):
+    """A trial on the Pareto front of several objectives."""
+
+    trial: int
+    config: dict[str, Any]
+    values: dict[str, float] = Field(description="By objective, as first measured, in its own unit.")
+
+
 class BestBody(Body):
     """The best configuration of a study and what it is worth."""
 
@@ -135,6 +143,8 @@ class BestBody(Body):
     objective: str
     value: float
     unit: str
+    others_text: str = Field(description="What it does for the further objectives; empty for one.")
+    front: list[PointBody] = Field(description="Of several objectives, from the knee on; empty for one.")
     verdict: str
     gain: GainBody | None
     gain_text: str

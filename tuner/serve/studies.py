@@ -16,14 +16,13 @@ from threading import Lock
 from tuner.analysis import objective_of, summary
 from tuner.check import check_task
 from tuner.errors import StudyError, TaskError, TunerError
-from tuner.export import launch_text
 from tuner.failures import OF_THE_CLUSTER
-from tuner.report import sentences, words
+from tuner.report import sentences
 from tuner.results import ResultStore, StudyResults, data_home, new_study_name, studies
 from tuner.rig import rig
 from tuner.serve.jobs import Job, Jobs, JobState, Order
-from tuner.serve.models import BestBody, GainBody, StudiesBody, StudyBody
-from tuner.serve.views import body_of, body_of_a_job
+from tuner.serve.models import BestBody, StudiesBody, StudyBody
+from tuner.serve.views import best_body, body_of, body_of_a_job
 from tuner.standing import State, standing
 from tuner.task import Task, load_task
 
@@ -170,23 +169,7 @@ class Studies:
         answer = summary(found)
         if found.about.get("kind") == "bench" or answer.best is None:
             raise StudyError(f"study {name!r} has no configuration to recommend: {answer.reason}")
-        best, unit = answer.best, words.unit_of(found)
-        gain = answer.gain and GainBody(share=answer.gain.share, low=answer.gain.low, high=answer.gain.high)
-        return BestBody(
-            study=name,
-            simulated=bool(found.about.get("simulated")),
-            trial=int(best["trial"]),
-            config=dict(best["config"]),
-            headline=words.config_text(best["config"]),
-            objective=sentences.objective_sentence(answer, unit),
-            value=float(best["objective"]),
-            unit=str(best["objective_unit"]),
-            verdict=str(answer.verdict),
-            gain=gain,
-            gain_text=sentences.gain_sentence(answer),
-            slo_text=sentences.slo_sentence(answer),
-            launch=launch_text(found),
-        )
+        return best_body(name, found, answer, answer.best)
 
     def log(self, name: str, *, job_output: bool, lines: int) -> str:
         """The last lines of the study's log, or of what its job printed; LookupError without either."""

@@ -1,4 +1,4 @@
-"""How a study stands, as the API says it: from its results' standing and from its job."""
+"""How a study stands and what came of it, as the API says it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from tuner.analysis import Summary
+from tuner.analysis.trials import Trial, objectives_of
+from tuner.export import launch_text
 from tuner.live import trial_text
 from tuner.objective import OBJECTIVES
 from tuner.progress import StudyProgress
+from tuner.report import sentences, words
+from tuner.results import StudyResults
 from tuner.serve.jobs import Job, JobState
-from tuner.serve.models import PlaceBody, ProgressBody, StudyBody, TrialBody
+from tuner.serve.models import BestBody, GainBody, PlaceBody, PointBody, ProgressBody, StudyBody, TrialBody
 from tuner.standing import Standing, State
 from tuner.task import Task
 
@@ -58,6 +63,33 @@ def body_of_a_job(job: Job, task: Task | None, virtual: bool, reason: str = "") 
         updated_at=began,
         job=job.id,
     )
+
+
+def best_body(name: str, results: StudyResults, answer: Summary, best: Trial) -> BestBody:
+    """The best configuration of a study that has one."""
+    gain = answer.gain and GainBody(share=answer.gain.share, low=answer.gain.low, high=answer.gain.high)
+    return BestBody(
+        study=name,
+        simulated=bool(results.about.get("simulated")),
+        trial=int(best["trial"]),
+        config=dict(best["config"]),
+        headline=words.config_text(best["config"]),
+        objective=sentences.objective_sentence(answer, words.unit_of(results)),
+        value=float(best["objective"]),
+        unit=str(best["objective_unit"]),
+        others_text=sentences.other_objectives(answer, objectives_of(results)),
+        front=[_point(trial) for trial in answer.front],
+        verdict=str(answer.verdict),
+        gain=gain,
+        gain_text=sentences.gain_sentence(answer),
+        slo_text=sentences.slo_sentence(answer),
+        launch=launch_text(results),
+    )
+
+
+def _point(trial: Trial) -> PointBody:
+    values = {name: float(each["objective"]) for name, each in trial["objectives"].items()}
+    return PointBody(trial=int(trial["trial"]), config=dict(trial["config"]), values=values)
 
 
 def progress_body(progress: StudyProgress) -> ProgressBody:
