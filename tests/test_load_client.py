@@ -8,12 +8,14 @@ import json
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import pytest
 from contracts.load_contract import LoadGeneratorContract, level
 from contracts.load_contract import put as put_on
 from contracts.scripted_server import (
+    END,
     HEAD,
     Call,
     ScriptedServer,
@@ -22,6 +24,7 @@ from contracts.scripted_server import (
     free_port,
     hanging,
     streaming,
+    token_events,
 )
 
 from tuner.load import LOAD_GENERATORS, client, phase
@@ -237,6 +240,51 @@ def test_many_answers_are_read_before_the_end(monkeypatch: pytest.MonkeyPatch) -
     with ScriptedServer(streaming()) as server:
         result = put(server.url, level(max_requests=9))
     assert [r.error for r in result.records] == [None] * 9
+
+
+def test_a_glance_counts_to_the_first_token_not_to_the_head_that_comes_before_it() -> None:
+    async def script(call: Call) -> None:
+        await call.send(HEAD, pause_s=0.2)  # as uvicorn does, while the engine reads the prompt
+        await call.send(*(chunk(each) for each in token_events(5)), END, pause_s=0.002)
+
+    glances: list[Glance] = []
+    with ScriptedServer(script) as server:
+        result = NativeClient().run(
+            Target(server.url, "m", {}), level(), healthy=lambda: True, timeout_s=60, seen=glances.append
+        )
+    whole = summarise(result.records, window_s=1.0, gpus=1)
+    assert glances and whole.ttft is not None and whole.ttft.mean >= 0.2
+    for glance in glances:
+        part = summarise(glance.records, window_s=1.0, gpus=1)
+        assert part.ttft is not None and part.ttft.mean >= 0.2
+
+
+def test_a_server_that_is_busy_with_the_warm_up_is_not_stalled() -> None:
+    one_at_a_time = asyncio.Semaphore(1)
+
+    async def script(call: Call) -> None:
+        async with one_at_a_time:
+            await streaming(pause_s=0.02)(call)
+
+    with ScriptedServer(script) as server:
+        load = level("D(7,10)", concurrency=8, max_requests=8, warmup_requests=8)
+        result = put(server.url, load, stall_s=1.0)  # served for a quarter of a second each, without a pause
+    assert not result.stalled
+    assert [record.error for record in result.records] == [None] * 8
+
+
+@pytest.mark.parametrize("rate", [None, 20.0])
+def test_heads_without_a_token_are_no_sign_of_life(rate: float | None) -> None:
+    async def script(call: Call) -> None:
+        await call.send(HEAD)
+        await hanging(call)
+
+    load = replace(level(concurrency=64, max_requests=100), request_rate=rate)
+    started_s = time.monotonic()
+    with ScriptedServer(script) as server:
+        result = put(server.url, load, stall_s=1.0)
+    assert result.stalled and len(server.calls) > 1
+    assert time.monotonic() - started_s < 4.5  # the last request is due after five seconds
 
 
 def test_glances_tell_of_the_requests_that_have_ended() -> None:

@@ -30,10 +30,17 @@ def level(
 
 
 def put(
-    generator: LoadGenerator, url: str, load: LoadLevel, *, timeout_s: float = 60.0, **extra: object
+    generator: LoadGenerator,
+    url: str,
+    load: LoadLevel,
+    *,
+    timeout_s: float = 60.0,
+    stall_s: float = math.inf,
+    **extra: object,
 ) -> LoadResult:
     """Puts `load` on the server at `url`, which stays healthy, with these extra parameters."""
-    return generator.run(Target(url, MODEL, extra), load, healthy=lambda: True, timeout_s=timeout_s)
+    target = Target(url, MODEL, extra)
+    return generator.run(target, load, healthy=lambda: True, timeout_s=timeout_s, stall_s=stall_s)
 
 
 class LoadGeneratorContract:

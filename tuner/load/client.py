@@ -17,7 +17,7 @@ from time import perf_counter, thread_time
 
 from tuner.load.base import GLANCES, Glance, LoadResult, Target, completion_call
 from tuner.load.http import Address, Connection, Exchange, open_connection
-from tuner.load.phase import Phase
+from tuner.load.phase import Phase, quiet_s
 from tuner.metrics import Distribution, RequestError
 from tuner.prompts import prompts
 from tuner.workload import LoadLevel, arrivals
@@ -113,7 +113,7 @@ class _Run:
             while not (aborted or stalled or driving.done()) and (left_s := deadline_s - perf_counter()) > 0:
                 await asyncio.wait((driving,), timeout=min(left_s, HEALTH_POLL_S))
                 aborted = not driving.done() and not healthy()
-                stalled = not driving.done() and self._phase.quiet_s() > stall_s
+                stalled = not driving.done() and quiet_s(self._warmup, self._phase) > stall_s
                 if seen is not None and self._phase is not self._warmup and self._phase.share() >= glance_at:
                     seen(self._phase.glance(glance_at))
                     glance_at = next(glances, math.inf)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from array import array
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import perf_counter
@@ -49,6 +50,17 @@ class Exchange:
     def counts_from_s(self) -> float:
         """When its latencies begin."""
         return self.sent_s if self.due_s is None else self.due_s
+
+    @property
+    def first_body_s(self) -> float | None:
+        """When the first of the body came: servers send the head before there is a token."""
+        place = bisect_right(self.ends, 0)
+        return self.stamps[place] if place < len(self.ends) else None
+
+    @property
+    def last_body_s(self) -> float | None:
+        """When the last of the body came so far."""
+        return self.stamps[bisect_left(self.ends, len(self.body))] if self.body else None
 
     @property
     def unserved(self) -> bool:

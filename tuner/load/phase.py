@@ -95,11 +95,15 @@ class Phase(Window):
         records = [glanced(exchange, self.started_s) for exchange in self._unread if not exchange.unserved]
         return Glance(share, (*self._records, *records), window_s)
 
-    def quiet_s(self) -> float:
-        """For how long nothing has come back for any request in flight; 0 where none is."""
-        waiting_s = min((e.sent_s for e in self._in_flight), default=math.inf)
-        heard_s = max((e.stamps[-1] for e in self._in_flight if e.stamps), default=-math.inf)
-        return max(perf_counter() - max(waiting_s, heard_s, self._heard_s), 0.0)
+    @property
+    def waits_since_s(self) -> float:
+        """When the oldest request in flight was sent; infinity where none is."""
+        return min((exchange.sent_s for exchange in self._in_flight), default=math.inf)
+
+    @property
+    def heard_s(self) -> float:
+        """When something of an answer's body came last, or an answer ended; minus infinity before that."""
+        return max([self._heard_s, *(each.last_body_s or -math.inf for each in self._in_flight)])
 
     def records(self, unfinished: RequestError) -> tuple[RequestRecord, ...]:
         """A record of each request, by number; those still in flight failed by `unfinished`."""
@@ -117,3 +121,12 @@ class Phase(Window):
             self.gaps_s.extend(gaps_of(exchange, record))
         self._unread.clear()
         self._unread_bytes = 0
+
+
+def quiet_s(*phases: Phase) -> float:
+    """For how long nothing has come back for any of their requests in flight; 0 where none is.
+
+    Of all at once: what the warm-up has left in flight may be served long before a measured request is.
+    """
+    waits_since_s = min(phase.waits_since_s for phase in phases)
+    return max(perf_counter() - max(waits_since_s, *(phase.heard_s for phase in phases)), 0.0)

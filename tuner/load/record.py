@@ -36,9 +36,10 @@ def record_of(exchange: Exchange, started_s: float) -> RequestRecord:
 
 def glanced(exchange: Exchange, started_s: float) -> RequestRecord:
     """The record of an exchange that ended well, from its stamps alone."""
+    assert exchange.first_body_s is not None
     return RequestRecord(
         sent_s=exchange.counts_from_s - started_s,
-        ttft_s=exchange.stamps[0] - exchange.counts_from_s,
+        ttft_s=exchange.first_body_s - exchange.counts_from_s,
         e2e_s=exchange.stamps[-1] - exchange.counts_from_s,
         input_tokens=0,
         output_tokens=exchange.asked_tokens,
