@@ -373,6 +373,8 @@ def test_effective_arguments_are_spelt_as_flags() -> None:
         ("no-driver", 1, Cause.DRIVER, "Found no NVIDIA driver on your system"),
         ("broken-gpu", -9, Cause.DRIVER, "CUDA error: uncorrectable ECC error encountered"),
         ("hang", -9, Cause.HANG, "Scheduler watchdog timeout"),
+        ("memory-of-others", -9, Cause.GPU_IN_USE, "The memory capacity is unbalanced"),
+        ("no-host-memory", -9, Cause.OUT_OF_MEMORY, "Not enough host memory available"),
     ],
 )
 def test_a_log_tells_the_cause(log: str, code: int, cause: Cause, detail: str) -> None:

@@ -387,6 +387,10 @@ def test_its_development_endpoints_are_there_for_that_unless_the_task_says_no() 
             "World size (4) is larger than the number of available GPUs (2)",
         ),
         ("port-taken", 1, Cause.PORT_TAKEN, "[Errno 98] Address already in use"),
+        ("nccl-error", 1, Cause.DRIVER, "NCCL error: unhandled system error"),
+        ("broken-gpu", 1, Cause.DRIVER, "CUDA error: uncorrectable ECC error encountered"),
+        ("no-driver", 1, Cause.DRIVER, "Failed to infer device type"),
+        ("memory-of-others", 1, Cause.GPU_IN_USE, "Error in memory profiling. Initial free memory 70.11 GiB"),
     ],
 )
 def test_a_log_tells_the_cause(log: str, code: int, cause: Cause, detail: str) -> None:

@@ -51,6 +51,16 @@ class Sign:
         return cls(re.compile(pattern), cause)
 
 
+# The lines of CUDA, NCCL and torch (2.13), whatever engine prints them. NCCL reports memory that is short as
+# an error of its own, so signs of a lack of memory stand before these.
+OF_THE_GPUS = (
+    Sign.of(r"NCCL error|nccl(System|UnhandledCuda|Remote|Internal)Error", Cause.DRIVER),
+    Sign.of(r"no NVIDIA driver|driver version is insufficient|[Nn]o CUDA-capable device", Cause.DRIVER),
+    Sign.of(r"CUDA driver initialization failed|Can't initialize NVML|uncorrectable .*ECC", Cause.DRIVER),
+    Sign.of(r"CUDA error: (unknown error|initialization error|.*busy or unavailable)", Cause.DRIVER),
+)
+
+
 @dataclass
 class Server:
     """A server that has served a token (a `RunningEngine`)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from tuner.engines.base import Config, ServerInfo
 from tuner.engines.packaged import PackagedEngine
-from tuner.engines.server import Server, Sign, call
+from tuner.engines.server import OF_THE_GPUS, Server, Sign, call
 from tuner.failures import Cause
 from tuner.secrets import is_secret
 
@@ -17,14 +17,11 @@ from tuner.secrets import is_secret
 SIGNS = (
     Sign.of(r"error: (unrecognized arguments|argument |ambiguous option)", Cause.INVALID_FLAGS),
     Sign.of(r"(?i)address already in use", Cause.PORT_TAKEN),
-    # NCCL reports memory that is short as an error of its own, so memory stands before the driver;
+    Sign.of(r"memory capacity is unbalanced", Cause.GPU_IN_USE),  # of the GPUs of one configuration
     # DeepGEMM's "reducing max_m to avoid out of memory" is no failure.
     Sign.of(r"OutOfMemoryError|(?<!avoid )out of memory|ALLOC_FAILED", Cause.OUT_OF_MEMORY),
-    Sign.of(r"Not enough memory|leave no GPU memory|can't allocate memory", Cause.OUT_OF_MEMORY),
-    Sign.of(r"NCCL error|nccl(System|UnhandledCuda|Remote|Internal)Error", Cause.DRIVER),
-    Sign.of(r"no NVIDIA driver|driver version is insufficient|[Nn]o CUDA-capable device", Cause.DRIVER),
-    Sign.of(r"CUDA driver initialization failed|Can't initialize NVML|uncorrectable .*ECC", Cause.DRIVER),
-    Sign.of(r"CUDA error: (unknown error|initialization error|.*busy or unavailable)", Cause.DRIVER),
+    Sign.of(r"Not enough (host )?memory|leave no GPU memory|can't allocate memory", Cause.OUT_OF_MEMORY),
+    *OF_THE_GPUS,
     Sign.of(r"is not a valid model identifier|Repo id must be in the form", Cause.MODEL_NOT_FOUND),
     Sign.of(r"RepositoryNotFound|Repository Not Found|GatedRepoError", Cause.MODEL_NOT_FOUND),
     Sign.of(  # but a model may do without generation_config.json, which 0.5.16 says in the same words

@@ -10,7 +10,7 @@ from typing import Any
 
 from tuner.engines.base import Config, ServerInfo, Value
 from tuner.engines.packaged import PackagedEngine, refused
-from tuner.engines.server import Server, Sign, call
+from tuner.engines.server import OF_THE_GPUS, Server, Sign, call
 from tuner.failures import Cause
 from tuner.secrets import is_secret
 
@@ -19,11 +19,15 @@ from tuner.secrets import is_secret
 # where an older one words it differently, both.
 SIGNS = (
     Sign.of(r"error: (unrecognized arguments|argument |ambiguous option)", Cause.INVALID_FLAGS),
+    Sign.of(r"Error in memory profiling", Cause.GPU_IN_USE),  # others gave memory back meanwhile
     Sign.of(r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory", Cause.OUT_OF_MEMORY),
+    Sign.of(r"Cuda failure \d+ 'out of memory'|ALLOC_FAILED", Cause.OUT_OF_MEMORY),
     Sign.of(r"No available memory for the cache blocks", Cause.OUT_OF_MEMORY),
     Sign.of(r"KV cache is needed, which is larger than", Cause.OUT_OF_MEMORY),
     Sign.of(r"larger than the maximum number of tokens that can be stored in KV cache", Cause.OUT_OF_MEMORY),
     Sign.of(r"less than (desired GPU memory utilization|requested memory for kv)", Cause.OUT_OF_MEMORY),
+    *OF_THE_GPUS,
+    Sign.of(r"Failed to infer device type", Cause.DRIVER),  # it finds no GPU
     Sign.of(r"\[Errno 98\]|errno: 98\b", Cause.PORT_TAKEN),
     Sign.of(r"Invalid repository ID or local directory", Cause.MODEL_NOT_FOUND),
     Sign.of(r"is not a valid model identifier|Repo id must be in the form", Cause.MODEL_NOT_FOUND),
