@@ -52,6 +52,19 @@ class TestSimulator(EngineContract):
             assert refused.value.failure.stage is Stage.CHECK
             assert refused.value.failure.cause is Cause.INVALID_FLAGS
 
+    @pytest.mark.parametrize(
+        ("flag", "near"),
+        [("tp", "--tp-size"), ("dp", "--dp-size"), ("tensor-parallel", "--tensor-parallel-size")],
+    )
+    def test_an_abbreviation_is_refused_for_its_gpus_would_not_be_counted(
+        self, engine: Engine, flag: str, near: str
+    ) -> None:
+        with pytest.raises(TrialFailed) as refused:
+            engine.check({flag: 4})
+        assert refused.value.failure.detail == f"unrecognized argument --{flag} (did you mean {near}?)"
+        engine.check({near[2:]: 4})
+        assert engine.gpus({near[2:]: 4}) == (4 if near != "--dp-size" else engine.gpus({"dp-size": 4}))
+
     def test_no_memory_is_told_from_no_such_model(self, tmp_path: Path) -> None:
         engine = make_engine(simulator_task())
         with pytest.raises(TrialFailed) as starved:

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -76,12 +76,17 @@ class Flags:
                 raise TrialFailed(Failure(Stage.CHECK, Cause.INVALID_FLAGS, problem))
 
     def _problem(self, name: str, value: Value) -> str:
-        if (flag := self._by_name.get(name)) is None:  # argparse's abbreviations hide what is counted
-            longer = sorted((other for other in self._by_name if other.startswith(f"{name}-")), key=len)
-            near = longer or get_close_matches(name, self._by_name, n=1, cutoff=0.5)
-            return f"unrecognized argument {name}" + (f" (did you mean {near[0]}?)" if near else "")
+        if (flag := self._by_name.get(name)) is None:
+            return unrecognized(name, self._by_name)
         problem = _value_problem(flag, value)
         return f"argument {name}: {problem}" if problem else ""
+
+
+def unrecognized(name: str, names: Collection[str]) -> str:
+    """Why `--tp` is refused where there is `--tp-size`: argparse's abbreviations hide what is counted."""
+    longer = sorted((other for other in names if other.startswith(f"{name}-")), key=len)
+    near = longer or get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"unrecognized argument {name}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _value_problem(flag: Flag, value: Value) -> str:

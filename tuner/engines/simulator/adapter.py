@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from tuner import __version__
 from tuner.engines.base import Config
+from tuner.engines.flags import unrecognized
 from tuner.engines.sglang import SGLangEngine, flag_arguments
-from tuner.engines.simulator.flags import parse_args
+from tuner.engines.simulator.flags import parse_args, spellings
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.task import Task
 
@@ -32,11 +33,16 @@ class SimulatorEngine(SGLangEngine):
         return f"simulator-{__version__}"
 
     def check(self, config: Config) -> None:
-        """Refuses flags that SGLang's own parser would refuse."""
+        """Refuses flags that SGLang's own parser would refuse, and abbreviations."""
+        flags = {**self.task.engine.args, **config}
+        for name in flags:
+            if f"--{name}" not in spellings():
+                why = unrecognized(f"--{name}", spellings())
+                raise TrialFailed(Failure(Stage.CHECK, Cause.INVALID_FLAGS, why))
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                parse_args(["--model-path", "m", *flag_arguments({**self.task.engine.args, **config})])
+                parse_args(["--model-path", "m", *flag_arguments(flags)])
         except SystemExit as refused:
             code = refused.code if isinstance(refused.code, int) else 2
             lines = said.getvalue().strip().splitlines() or ["refused"]

@@ -8,8 +8,9 @@ Defaults are SGLang 0.5.23's.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 from tuner.engines.simulator import accepted
@@ -132,8 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=30000)
     add("--random-seed", type=int)
-    add("--tp-size", "--tensor-parallel-size", "--tp", type=int, default=1)
-    add("--dp-size", "--data-parallel-size", "--dp", type=int, default=1)
+    add("--tp-size", "--tensor-parallel-size", type=int, default=1)
+    add("--dp-size", "--data-parallel-size", type=int, default=1)
     add("--load-balance-method", choices=BALANCE, default="auto")
     add("--enable-dp-attention", action="store_true")
     add("--context-length", type=human_readable_int)
@@ -183,9 +184,20 @@ def _accept_the_rest(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", choices=choices.split(), **quiet)
 
 
+@cache
+def _actions() -> Mapping[str, argparse.Action]:
+    """By full spelling; argparse has no public list."""
+    return _parser()._option_string_actions
+
+
+def spellings() -> Collection[str]:
+    """`--tp-size`, `--tensor-parallel-size` ...: every flag that is taken, abbreviations left out."""
+    return _actions().keys()
+
+
 def effect_of(flag: str) -> bool | None:
     """Whether `flag`, without its dashes, is modelled; False: taken without effect, None: not known."""
-    action = _parser()._option_string_actions.get(f"--{flag}")  # argparse has no public list
+    action = _actions().get(f"--{flag}")
     return None if action is None else not isinstance(action, _Ignored)
 
 
