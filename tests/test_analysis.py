@@ -360,6 +360,18 @@ class TestEffects:
             held += int(((table["low"] < _TRUTH) & (table["high"] > _TRUTH)).sum())
         assert held >= 0.88 * 180
 
+    def test_an_objective_of_zero_has_no_logarithm_and_takes_no_interval_away(self) -> None:
+        configs = [{"flag": value} for value in (1, 1, 2, 2, 3)]
+        trials = studies.make(configs).results().trials
+        trials.loc[trials["trial"] == 5, "objective"] = 0.0  # as where no request keeps the SLOs
+        table = analysis.effects(trials, "flag")
+        assert list(table["n"]) == [2, 2, 1]
+        assert np.isfinite(table[["mean", "low", "high"]].to_numpy(float)).all(axis=1).tolist() == [
+            True,
+            True,
+            False,
+        ]
+
     def test_tells_one_from_true_and_handles_none(self) -> None:
         configs = [{"flag": value} for value in (True, 1, "b", None, "a", 1, 0.5)]
         table = analysis.effects(studies.make(configs).results().trials, "flag")

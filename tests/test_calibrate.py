@@ -182,6 +182,23 @@ def test_too_few_trials_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "left"),
+    [
+        ({"speculative-algorithm": None}, 3),
+        ({"dp-size": 1}, 3),
+        ({"speculative-algorithm": "EAGLE"}, 0),
+        ({"data-parallel-size": 2}, 0),
+        ({"pipeline-parallel-size": 2}, 0),
+    ],
+)
+def test_what_tells_of_something_else_is_left_out(flags: dict[str, Any], left: int, tmp_path: Path) -> None:
+    results = made(tmp_path, task_with(), TRUTH, trials=3).read()
+    results.trials["config"] = [{**config, **flags} for config in results.trials["config"]]
+    with pytest.raises(UsageError, match=f"has {left} configurations"):
+        calibrate(results)
+
+
+@pytest.mark.parametrize(
     ("about", "task", "said"),
     [
         ({"engine": "vllm"}, {}, "is of vllm"),
@@ -202,6 +219,9 @@ def test_a_real_study_says_what_it_ran_on(study: ResultStore) -> None:
     results.about["engine"] = "sglang"
     results.trials["gpu_model"] = "NVIDIA H100 80GB HBM3"
     assert calibrate(results).gpu == "h100"
+    results.trials["gpu_model"] = "A100-40G"  # as Ray names it
+    with pytest.raises(UsageError, match="ran on A100-40G; give --gpu"):
+        calibrate(results)
     results.trials["gpu_model"] = "NVIDIA H100 PCIe"
     with pytest.raises(UsageError, match="ran on NVIDIA H100 PCIe; give --gpu"):
         calibrate(results)

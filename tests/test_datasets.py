@@ -39,6 +39,14 @@ def test_json_lines(tmp_path: Path) -> None:
     assert read_dataset(path) == (Row("Hello you", 3, 7), Row("x", 1, 128))
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\r"])
+def test_a_line_ends_where_json_lines_end_and_nowhere_else(tmp_path: Path, character: str) -> None:
+    path = tmp_path / "data.jsonl"
+    entry = json.dumps({"prompt": f"a{character}b", "max_tokens": 5}, ensure_ascii=False)
+    path.write_bytes(f"{entry}\r\n{entry}\n".encode())
+    assert [row.prompt for row in read_dataset(str(path))] == [f"a{character}b"] * 2
+
+
 def test_conversations_in_either_spelling_give_their_first_exchange(tmp_path: Path) -> None:
     question, answer = "what is it", "a" * 40
     sharegpt = talk(("system", "be kind"), ("human", question), ("gpt", answer), ("human", "more"))

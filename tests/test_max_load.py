@@ -211,13 +211,18 @@ def test_no_search_has_more_levels_than_it_says_wherever_the_border_is() -> None
     assert max(counts) == levels.most
 
 
-def test_the_lowest_load_that_is_served_once_and_then_refused_is_an_answer() -> None:
+@pytest.mark.parametrize(("ttft_s", "max_load"), [(0.99, 7.0), (1.005, 0.0)])
+def test_the_lowest_load_that_is_served_once_and_then_refused_is_an_answer(
+    ttft_s: float, max_load: float
+) -> None:
     levels = levels_of(task(7, 2047), 0)
-    for look in (shown(0.99), None):
+    for look in (shown(ttft_s), None):
         assert levels.next() is not None
         levels.saw(look)
-    assert levels.next() is None and levels.max_loads == {"D(100,100)": 0.0}
-    assert math.isfinite(scores(task(), levels.judged)[0].loss)
+    assert levels.max_loads == {"D(100,100)": max_load}
+    score = scores(task(), levels.judged)[0]
+    assert math.isfinite(score.loss) and score.slo.met == (max_load > 0)
+    assert (levels.next() is None) == (max_load == 0)
 
 
 @settings(max_examples=300)

@@ -133,7 +133,7 @@ def test_a_broken_promise_multiplies_a_latency() -> None:
     assert found.slo.worst_violation == about(0.2)
     assert found.score == pytest.approx(63.11244, rel=1e-6)
     penalty = math.log(15.7781122)
-    assert found.loss == pytest.approx(math.log(4.0) + penalty / (1 + penalty / 100), rel=1e-6)
+    assert found.loss == pytest.approx(math.log(4.0) + penalty, rel=1e-6)
     assert (found.slo.met, found.slo.hard_failed) == (False, False)
 
 
@@ -143,7 +143,7 @@ def test_a_broken_promise_divides_a_throughput() -> None:
     found = score(THROUGHPUT, slo, [metrics(ttft=distribution(0.6))])
     assert found.score == pytest.approx(151.016279, rel=1e-6)
     penalty = math.log(2.6487213)
-    assert found.loss == pytest.approx(-math.log(400.0) + penalty / (1 + penalty / 100), rel=1e-6)
+    assert found.loss == pytest.approx(-math.log(400.0) + penalty, rel=1e-6)
 
 
 def test_penalties_add_up() -> None:
@@ -215,6 +215,22 @@ def test_an_enormous_violation_overflows_nothing_and_still_has_an_order(objectiv
     assert losses == sorted(losses) and losses[-1] < HARD_SLO_TIER / 2
     assert losses[0] < losses[1] < losses[2]
     assert scores == sorted(scores, reverse=objective.maximise)
+
+
+@pytest.mark.parametrize("objective", [LATENCY, THROUGHPUT])
+@pytest.mark.parametrize("threshold_s", [0.25, 1.0])  # penalties of e^40 and more, and small ones
+def test_loss_and_score_rank_alike(objective: Objective, threshold_s: float) -> None:
+    slo = Slo((SloTerm("latency", "mean", threshold_s),), steepness=0.1)
+    found = [
+        score(objective, slo, [metrics(latency=distribution(latency), output_tok_s=rate)])
+        for latency in (1.0, 1.2, 1.21)
+        for rate in (90.0, 100.0)
+    ]
+    ordered = sorted(found, key=lambda one: one.loss)
+    assert ordered == sorted(found, key=lambda one: one.score or 0.0, reverse=objective.maximise)
+    for one in found:
+        assert one.score is not None and one.slo.log_penalty <= 50
+        assert abs(one.loss) == pytest.approx(abs(math.log(one.score)))
 
 
 def test_nothing_measured_and_no_failure_is_a_mistake_of_the_caller() -> None:

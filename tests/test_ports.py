@@ -99,3 +99,62 @@ def test_a_silent_listener_is_not_waited_for(tmp_path: Path, monkeypatch: pytest
             signs=(),
         ) as running:
             assert running.base_url.endswith(f":{free}")
+
+
+REFUSES = """
+import http.server, sys
+
+class Refuses(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        said = b'{"message": "The model does not support\\nCompletions API"}'
+        self.send_response(int(sys.argv[2]))
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Refuses).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "refused_s", "cause", "detail"),
+    [
+        (400, 0.5, Cause.CRASH, "answers a completion with"),
+        (
+            400,
+            60.0,
+            Cause.START_TIMEOUT,
+            "no token was served within the start timeout; it answers",
+        ),
+        (
+            503,
+            0.5,
+            Cause.START_TIMEOUT,
+            "no token was served within the start timeout; it answers",
+        ),
+    ],
+)
+def test_a_server_that_refuses_the_first_completion_is_quoted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    refused_s: float,
+    cause: Cause,
+    detail: str,
+) -> None:
+    monkeypatch.setattr(server, "_REFUSED_S", refused_s)
+    with (
+        pytest.raises(TrialFailed) as failed,
+        server.launched(
+            lambda port: [sys.executable, "-c", REFUSES, str(port), str(status)],
+            env=dict(os.environ),
+            log_path=tmp_path / "log",
+            timeout_s=6.0,
+            model="m",
+            signs=(),
+        ),
+    ):
+        pass
+    assert failed.value.failure.cause is cause
+    said = '{"message": "The model does not support Completions API"}'
+    assert failed.value.failure.detail == f"{detail} HTTP {status}: {said}"

@@ -362,7 +362,7 @@ def test_rows_of_any_trial_come_back(folder: Path, trial: tuple[TrialInfo, Repor
         **{"objective": report.score.objective, "score": report.score.score, "loss": report.score.loss},
         "slo_met": report.score.slo.met if steps else None,
         "slo_hard_failed": report.score.slo.hard_failed if steps else None,
-        "slo_worst": "ttft p90",
+        "slo_worst": "ttft p90" if steps else None,
         "slo_worst_violation": report.score.slo.worst_violation if steps else None,
         "failure_stage": failure and failure.stage.value,
         "failure_cause": failure and failure.cause.value,

@@ -13,6 +13,7 @@ from tuner.engines.simulator.flags import parse_args
 from tuner.engines.simulator.gpus import GPUS
 from tuner.engines.simulator.memory import kv_bytes_per_token, make_plan
 from tuner.engines.simulator.models import ModelNotFound, find_model
+from tuner.engines.simulator.weights import weights_of
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,60 @@ def test_a_mixture_with_latent_attention_is_read(tmp_path: Path) -> None:
     assert model.parameters == known.parameters
     assert (model.latent, model.stored, model.context) == (known.latent, "fp8", 163840)
     assert model.always_parameters == known.always_parameters
+
+
+SMALL = {
+    **{"hidden_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 8},
+    **{"intermediate_size": 14336, "vocab_size": 1000},
+}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "size"),
+    [
+        ({}, 2.0),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 0.52),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, 1.023),
+        ({"quant_method": "awq", "bits": 4}, 0.52),
+        ({"quant_method": "fbgemm_fp8"}, 1.0),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, 1.0),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, 1.0),
+    ],
+)
+def test_a_quantised_checkpoint_has_its_own_size(
+    tmp_path: Path, quantization: dict[str, Any], size: float
+) -> None:
+    model = written(tmp_path, **SMALL, quantization_config=quantization)
+    assert weights_of(parse_args(["--model-path", "m"]), model).linear == pytest.approx(size, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "gptq", "bits": 3},
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        {"quant_method": "bitsandbytes"},
+    ],
+)
+def test_one_whose_size_is_not_known_is_refused_and_said(
+    tmp_path: Path, quantization: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelNotFound, match=f"{quantization['quant_method']} with .* is not modelled"):
+        written(tmp_path, **SMALL, quantization_config=quantization)
+
+
+def test_the_bits_in_a_name_count() -> None:
+    args = parse_args(["--model-path", "m"])
+    four, eight = (
+        weights_of(args, find_model(f"Qwen/Qwen2.5-72B-Instruct-GPTQ-{bits}")).linear
+        for bits in ("Int4", "Int8")
+    )
+    assert (four, eight) == pytest.approx((0.52, 1.023), rel=1e-2)
+    assert find_model("llama-3.1-8b-fp8-dynamic").stored == "fp8"
+    for unknown in ("qwen2.5-7b-awq-int8", "qwen2.5-7b-fp8-int4"):
+        with pytest.raises(ModelNotFound):
+            find_model(unknown)
 
 
 def test_alternating_windows_are_read(tmp_path: Path) -> None:

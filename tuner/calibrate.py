@@ -38,7 +38,9 @@ MOST = 60  # each takes some tenths of a second
 FOLDS = 5
 LEAST_GAIN = 0.05  # of the error, on what was held out
 _NAMES = {"e2e": "latency", "tpot": "TPOT", "ttft": "TTFT"}
-_ALONE = ("speculative-algorithm", "dp-size", "pp-size")  # flags whose trials tell of something else
+_ALONE = (  # flags whose trials tell of something else
+    *("speculative-algorithm", "dp-size", "data-parallel-size", "pp-size", "pipeline-parallel-size"),
+)
 
 Config = Mapping[str, Any]
 
@@ -164,7 +166,7 @@ def _measured(results: StudyResults, seed: int) -> dict[str, tuple[Config, pd.Da
     fixed = results.about["task"].get("engine", {}).get("args", {})
     found: dict[str, tuple[Config, list[pd.DataFrame]]] = {}
     for number, config in zip(trials["trial"], trials["config"], strict=True):
-        if any({**fixed, **config}.get(flag, 1) != 1 for flag in _ALONE):
+        if any({**fixed, **config}.get(flag) not in (None, False, 1) for flag in _ALONE):
             continue
         steps = results.steps[results.steps["trial"] == number]
         found.setdefault(config_key(config), (config, []))[1].append(steps)

@@ -55,7 +55,7 @@ def _entries(text: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"is not JSON: {error}") from error
         yield from ((f"entry {number}", value) for number, value in enumerate(values))
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold what else ends a line
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)

@@ -145,14 +145,15 @@ class MaxLoad:
         looks = self._looks
         if metrics is not None:
             looks.append(metrics)
-            violation = sum(self._slo.judge([look]).worst_violation for look in looks) / len(looks)
-            if len(looks) == 1 and abs(violation) < NEAR:
-                return
-            if not self._found or violation <= 0:
-                self._found = [min(looks, key=lambda look: self._slo.judge([look]).worst_violation)]
-        elif not self._found:
-            self._found = list(looks)  # the lowest load was served once, which is an answer
-        if metrics is not None and violation <= 0:
+        elif self._found:
+            looks.clear()  # but that the lowest load was served once is an answer
+        each = [self._slo.judge([look]).worst_violation for look in looks]
+        violation = math.fsum(each) / len(each) if each else math.inf
+        if metrics is not None and len(looks) == 1 and abs(violation) < NEAR:
+            return
+        if looks and (not self._found or violation <= 0):
+            self._found = [looks[each.index(min(each))]]
+        if violation <= 0:
             self._kept = self._now
         else:
             self._broke = self._now

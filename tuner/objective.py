@@ -21,7 +21,7 @@ from tuner.metrics import Metrics
 HARD_SLO_TIER = 1000.0
 FAILED_TIER = 2000.0
 _FAILED_STAGE = 100.0
-_PENALTY_CEILING = 100.0  # log(1 + Σ penalty) saturates here, so that tiers cannot meet
+_PENALTY_CEILING = 100.0  # of log(1 + Σ penalty), so that tiers cannot meet
 MEAN = "mean"
 Steering = tuple[str, str]  # a latency (`latency`, `ttft` or `tpot`) and the statistic of it that decides
 _SMALLEST, _LARGEST = 1e-9, 1e12  # objectives are clipped to this range before the logarithm
@@ -196,8 +196,7 @@ def score(objective: Objective, slo: Slo, levels: Sequence[Metrics], failure: Fa
     if value is None:
         raise ValueError("a trial without a failure has at least one load level with requests that succeeded")
     logarithm = math.log(min(max(value, _SMALLEST), _LARGEST))
-    squashed = _PENALTY_CEILING if math.isinf(penalty) else penalty / (1 + penalty / _PENALTY_CEILING)
-    loss = (-logarithm if objective.maximise else logarithm) + squashed
+    loss = (-logarithm if objective.maximise else logarithm) + _squashed(penalty)
     return Score(value, natural, loss + HARD_SLO_TIER if verdict.hard_failed else loss, verdict)
 
 
@@ -205,6 +204,14 @@ def _penalised(objective: Objective, value: float, log_penalty: float) -> float:
     """The objective times (or, where maximised, divided by) 1 + Σ penalty; within floats' range."""
     factor = math.exp(min(log_penalty, 600.0))
     return value / factor if objective.maximise else min(value * factor, 1e300)
+
+
+def _squashed(log_penalty: float) -> float:
+    """As it is up to half the ceiling, so that loss and score rank alike; beyond, ever nearer to it."""
+    free = _PENALTY_CEILING / 2
+    beyond = max(log_penalty - free, 0.0)
+    rest = free if math.isinf(beyond) else beyond / (1 + beyond / (_PENALTY_CEILING - free))
+    return min(log_penalty, free) + rest
 
 
 def _log1p_sum_exp(logs: Sequence[float]) -> float:

@@ -85,7 +85,7 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "objectives": _objectives(task, report),
         "slo_met": slo.met if report.finished else None,
         "slo_hard_failed": slo.hard_failed if report.finished else None,
-        "slo_worst": slo.worst or None,
+        "slo_worst": (slo.worst or None) if report.finished else None,
         "slo_worst_violation": slo.worst_violation if slo.worst and report.finished else None,
         "failure_stage": failure and str(failure.stage),
         "failure_cause": failure and str(failure.cause),

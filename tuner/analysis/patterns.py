@@ -58,9 +58,9 @@ def pareto(
 def effects(trials: pd.DataFrame, parameter: str) -> pd.DataFrame:
     """How the objective goes with the values of `parameter`, a row for each group of them, in order.
 
-    Columns: `group`, `trials` (that tried it), `n` (finished), and of the objective the geometric `mean`
-    with `low` and `high`, the ends of its 95 % interval. That is Student's, of log(objective), with the
-    variance pooled over all groups, as in an analysis of variance: a group of one trial has an interval,
+    Columns: `group`, `trials` (that tried it), `n` (finished), and of the objectives above 0 the geometric
+    `mean` with `low` and `high`, the ends of its 95 % interval. That is Student's, of log(objective), with
+    the variance pooled over all groups, as in an analysis of variance: a group of one trial has an interval,
     too. NaN where it cannot be told. What else the trials set differs between groups, so a difference
     need not be this parameter's alone.
     """
@@ -68,16 +68,18 @@ def effects(trials: pd.DataFrame, parameter: str) -> pd.DataFrame:
     found, places = grouped([config[parameter] for config in tried["config"]])
     compared = tried.index.isin(finished(tried).index)
     logs = _log_objectives(tried)
-    samples = [logs[compared & (np.array(places, dtype=int) == place)] for place in range(len(found))]
+    here = [compared & (np.array(places, dtype=int) == place) for place in range(len(found))]
+    samples = [own[np.isfinite(own)] for own in (logs[own] for own in here)]
     freedom = sum(len(own) - 1 for own in samples if len(own))
     squares = sum(float(((own - own.mean()) ** 2).sum()) for own in samples if len(own))
     wide = float(stdtrit(freedom, 0.975)) * math.sqrt(squares / freedom) if freedom else math.nan
     table = []
     for place, (group, own) in enumerate(zip(found, samples, strict=True)):
+        n = int(here[place].sum())
         mean = float(own.mean()) if len(own) else math.nan
         half = wide / math.sqrt(len(own)) if len(own) else math.nan
         ends = {"mean": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half)}
-        table.append({"group": group, "trials": places.count(place), "n": len(own), **ends})
+        table.append({"group": group, "trials": places.count(place), "n": n, **ends})
     return pd.DataFrame(table, columns=["group", "trials", "n", "mean", "low", "high"])
 
 

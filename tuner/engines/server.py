@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import re
 import socket
 import time
@@ -28,6 +29,9 @@ HOST = "127.0.0.1"
 _POLL_S = 0.05
 _PORTS_TRIED = 3
 _FLUSHES_TRIED = 100
+_FINAL = {400, 404, 405, 422}  # the first token is asked for as every model must take it
+_REFUSED_S = 30.0  # for which such an answer must last
+_MOST_SAID = 300  # bytes of it that are shown
 _MOST_BYTES = 64 * 2**20  # of an answer; a /server_info has 37 KB, a /metrics less than 1 MB
 _NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.ENOEXEC}
 _EVIDENCE_LINES = 25
@@ -170,6 +174,16 @@ def diagnose(stage: Stage, code: int | None, log: str, signs: Sequence[Sign]) ->
     return Failure(stage, Cause.CRASH, f"{ended}; {what}: {last}", _around(lines, told), code)
 
 
+def _status_of(error: OSError) -> tuple[str, bool]:
+    """`HTTP 404: ...` of a server that answers, and whether such an answer is its last word."""
+    if not isinstance(error, urllib.error.HTTPError):
+        return "", False
+    with suppress(OSError, HTTPException):
+        text = " ".join(error.read(_MOST_SAID).decode(errors="replace").split())
+        return f"HTTP {error.code}: {text or error.reason}", error.code in _FINAL
+    return f"HTTP {error.code}", error.code in _FINAL
+
+
 def _around(lines: Sequence[str], number: int) -> str:
     end = min(len(lines), number + 1 + _LINES_AFTER)
     return "\n".join(lines[max(0, end - _EVIDENCE_LINES) : end])
@@ -234,19 +248,25 @@ def _require_own(server: Server) -> None:
 
 def _await_token(server: Server, deadline: float, *, may_be_anothers: bool) -> None:
     body = {"model": server.model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+    said, refused_at = "", math.inf
     while True:
         if (code := server.process.poll()) is not None:
             raise TrialFailed(server.failure(Stage.START, code))
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
+        now = time.monotonic()
+        if now >= deadline:
+            detail = "no token was served within the start timeout" + (f"; it answers {said}" if said else "")
             evidence = _last_lines(server.process.log())
-            detail = "no token was served within the start timeout"
             raise TrialFailed(Failure(Stage.START, Cause.START_TIMEOUT, detail, evidence))
         if may_be_anothers:
             _require_own(server)
+        if now > refused_at + _REFUSED_S:
+            detail = f"answers a completion with {said}"
+            raise TrialFailed(Failure(Stage.START, Cause.CRASH, detail, _last_lines(server.process.log())))
         try:
-            answer = call(f"{server.base_url}/v1/completions", body=body, timeout_s=min(remaining, 60.0))
-        except OSError:  # refused while it loads, 503 while it warms up
+            answer = call(f"{server.base_url}/v1/completions", body=body, timeout_s=min(deadline - now, 60.0))
+        except OSError as error:  # refused while it loads, 503 while it warms up
+            said, final = _status_of(error)
+            refused_at = min(refused_at, now) if final else math.inf
             time.sleep(_POLL_S)
             continue
         if may_be_anothers:

@@ -70,7 +70,7 @@ GPUS = {
     )
 }
 
-_OTHER_FIGURES = {"pcie", "nvl", "40gb"}  # variants of H100 and A100 that are not in the table
+_OTHER_FIGURES = {"pcie", "nvl", "40gb", "40g"}  # variants of H100 and A100 that are not in the table
 
 
 def gpu_of(model: str) -> str | None:

@@ -87,7 +87,17 @@ _MODELS = (
 )
 _BY_NAME = {model.name: model for model in _MODELS}
 _DECORATION = re.compile(r"^(meta-)(?=llama-)|-(instruct|chat|it|base)(?=-|$)|-v0-\d$|-hf$")
-_STORED = re.compile(r"-(awq|gptq|fp8)(-int4|-int8|-dynamic)?$")
+_STORED = re.compile(r"-(awq(?=$|-int4)|gptq-int8|gptq(?=$|-int4)|fp8(?=$|-dynamic))(-int4|-dynamic)?$")
+# What a quantization_config says beside its method, of the methods that the cost model knows.
+_STORED_AS: dict[str, dict[str, Any]] = {
+    "fp8": {},
+    "fbgemm_fp8": {},
+    "mxfp4": {},
+    "awq": {"bits": 4},
+    "gptq": {"bits": 4},
+    "compressed-tensors": {"format": "float-quantized"},
+    "modelopt": {"quant_algo": "FP8"},
+}
 
 
 def normalise(model_path: str) -> str:
@@ -147,8 +157,21 @@ def _from_config(config: Mapping[str, Any], name: str) -> Model:
         sliding_layers=sliding,
         window=_size(config, "sliding_window", default=0) if sliding else 0,
         latent=_latent(config),
-        stored=str((config.get("quantization_config") or {}).get("quant_method") or ""),
+        stored=_stored(config.get("quantization_config") or {}),
     )
+
+
+def _stored(quantization: Mapping[str, Any]) -> str:
+    """How the weights are stored, as `weights` calls it; ValueError where their size is not known."""
+    if not (method := quantization.get("quant_method")):
+        return ""
+    if method == "gptq" and quantization.get("bits") == 8:
+        return "gptq-int8"
+    known = _STORED_AS.get(method)
+    if known is None or any(quantization.get(key, value) != value for key, value in known.items()):
+        told = {key: quantization[key] for key in ("bits", "format", "quant_algo") if key in quantization}
+        raise ValueError(f"quantization_config: {method} with {told or 'nothing more'} is not modelled")
+    return str(method)
 
 
 def _latent(config: Mapping[str, Any]) -> Latent | None:

@@ -10,14 +10,21 @@ from tuner.engines.simulator.gpus import Gpu
 
 FP8 = {"fp8", "mxfp8", "w8a8_fp8"}  # methods that SGLang applies to an unquantised checkpoint
 UNQUANTISED = {None, "unquant"}
-# Bytes of a weight. AWQ and GPTQ: 4 bits, and for each group of 128 a scale of 16 bits and a zero of 4
-# (arXiv:2306.00978). MXFP4: 4 bits, and a scale of 8 for each block of 32 (OCP Microscaling Formats v1.0).
-_STORED_BYTES = {"fp8": 1.0, "awq": 0.5 + 2.5 / 128, "gptq": 0.5 + 2.5 / 128, "mxfp4": 0.5 + 1 / 32}
+# Bytes of a weight. AWQ and GPTQ: 4 bits (or 8), and for each group of 128 a scale of 16 bits and a zero of
+# as many as a weight (arXiv:2306.00978). MXFP4: 4 bits, and a scale of 8 for each block of 32 (OCP
+# Microscaling Formats v1.0).
+_STORED_FP8 = dict.fromkeys(("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"), 1.0)
+_STORED_BYTES = {
+    **_STORED_FP8,
+    **dict.fromkeys(("awq", "gptq"), 0.5 + 2.5 / 128),
+    "gptq-int8": 1 + 3 / 128,
+    "mxfp4": 0.5 + 1 / 32,
+}
 _SERVES = {  # the flags that go with a checkpoint of that kind, besides none
-    "fp8": {"fp8"},
     "awq": {"awq", "awq_marlin"},
     "gptq": {"gptq", "gptq_marlin"},
-    "mxfp4": {"mxfp4"},
+    "gptq-int8": {"gptq", "gptq_marlin"},
+    "modelopt": {"modelopt", "modelopt_fp8"},
 }
 
 
@@ -50,7 +57,7 @@ def weights_of(args: ServerArgs, model: Model) -> Weights:
     plain = 4.0 if args.dtype in ("float", "float32") else 2.0
     method = model.stored or ("fp8" if args.quantization in FP8 else "")
     stored = _STORED_BYTES.get(method, plain)
-    fp8 = method == "fp8"
+    fp8 = method in _STORED_FP8
     # gpt-oss keeps all but its experts in 16 bits
     return Weights(plain if method == "mxfp4" else stored, stored, plain, fp8, fp8)
 
@@ -63,7 +70,8 @@ def mismatch(args: ServerArgs, model: Model) -> str:
         return f"ValueError: Cannot find the config file for {asked}" if unknown else ""
     if asked is None or asked in _SERVES.get(model.stored, {model.stored}):
         return ""
+    kind = model.stored.removesuffix("-int8")
     return (
-        f"ValueError: Quantization method specified in the model config ({model.stored}) does not match the "
+        f"ValueError: Quantization method specified in the model config ({kind}) does not match the "
         f"quantization method specified in the `quantization` argument ({asked})."
     )
