@@ -133,3 +133,15 @@ def test_the_report_tells_of_marked_levels() -> None:
     said = f"In 1 of {len(results.steps)} load levels the load client was the limit"
     assert said in console.export_text()
     assert said in html(results, None) and "<CPU>" not in html(results, None)
+
+
+def test_an_engine_that_falls_behind_a_rate_is_not_said_to_want_cpu() -> None:
+    results = studies.make().results()
+    results.steps.loc[[2, 3], "client_limit"] = [marked(held=368), "its CPU was busy 90% of the time"]
+    console = Console(width=400, record=True)
+    console.print(terminal(results, None))
+    shown = console.export_text()
+    every = len(results.steps)
+    assert f"In 1 of {every} load levels the engine fell behind the rate (trial 1): max_conc" in shown
+    assert f"In 1 of {every} load levels the load client was the limit, not the engine (trial 1)" in shown
+    assert shown.count("Give it more CPU") == 1 and "raise benchmark.max_concurrency" in shown

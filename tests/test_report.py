@@ -20,7 +20,7 @@ from rich.console import Console
 from tuner import analysis, report
 from tuner.failures import Cause
 from tuner.objective import OBJECTIVES, SloTerm
-from tuner.report import words
+from tuner.report import sentences, words
 from tuner.results import StudyResults
 
 LAUNCH = "python -m sglang.launch_server --model-path llama --tp-size 2"
@@ -347,3 +347,12 @@ class TestWords:
         assert words.copyable(LAUNCH).split(" \\\n    ") == LAUNCH.replace(" --", "\0--").split("\0")
         quoted = 'serve --args \'{"a": "b --c"}\''
         assert words.copyable(quoted) == quoted
+
+
+def test_what_is_worse_and_keeps_the_promises_has_its_interval_the_same_way_round() -> None:
+    answer = analysis.summary(studies.make().results())
+    worse = analysis.Gain(-0.05, -0.08, -0.02, 3, 3)
+    told = sentences.gain_sentence(
+        replace(answer, gain=worse, verdict=analysis.Verdict.BETTER, reason="It meets the SLOs.")
+    )
+    assert told.startswith("5.0 % more [95 %: 2.0 % to 8.0 %] than the engine's defaults.")

@@ -18,7 +18,7 @@ import processes
 import pytest
 import studies
 
-from tuner.analysis.confirmation import one_more
+from tuner.analysis.confirmation import one_more, promised
 from tuner.bench import Kept
 from tuner.cli import main
 from tuner.engines import make_engine
@@ -258,6 +258,19 @@ def test_repeats_say_by_how_much_one_more_run_may_differ() -> None:
         assert margin is not None
         inside += abs(last - float(np.mean(known))) <= margin
     assert 51 <= inside <= 60  # 57 are expected
+
+
+def test_what_a_repeated_trial_promises_is_the_mean_of_its_repeats() -> None:
+    first, second = studies.grid(studies.PARAMETERS, 2)
+    results = studies.make([first, second], repeats=[first, {}] * 2, drift=0.03).results()
+    own = results.trials.to_dict("records")
+
+    def mean(*numbers: int) -> float:
+        return math.exp(float(np.mean([math.log(own[number]["objective"]) for number in numbers])))
+
+    assert promised(results, own[1])["objective"] == pytest.approx(mean(3, 5))
+    assert promised(results, own[0])["objective"] == pytest.approx(mean(0, 4, 6))  # not picked for its result
+    assert promised(results, own[2]) == own[2]
 
 
 def _last_of(made: studies.Made, config: dict[str, Any]) -> int:

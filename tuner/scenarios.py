@@ -1,4 +1,4 @@
-"""Traffic scenarios: what is asked, in genai-bench's grammar and one form of our own. Knows no texts.
+"""Traffic scenarios: what is asked, in genai-bench's grammar and two forms of our own. Knows no texts.
 
 Sizes are drawn as genai-bench draws them (genai_bench/scenarios/text.py): real numbers cut down to whole
 ones, so that the maximum of a uniform scenario is not reached, with at least 1 input and 2 output tokens

@@ -20,7 +20,7 @@ import pandas as pd
 
 from tuner.analysis import Status, status, summary
 from tuner.analysis.answer import CONFIDENCE, STARTS_DIFFER
-from tuner.analysis.confirmation import EQUAL, one_more
+from tuner.analysis.confirmation import EQUAL, one_more, promised
 from tuner.analysis.trials import REQUEST_COLUMNS, Trial, is_true, objective_of, objectives_of, rows
 from tuner.bench import Kept, measured
 from tuner.engines import make_engine
@@ -174,7 +174,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is to be verified: a trial's row, of the best with the means of its repeats, and its command."""
+    """What is to be verified: a trial's row with the means of its repeats, and its command."""
 
     results: StudyResults
     promise: Trial
@@ -210,7 +210,7 @@ def candidate(results: StudyResults, number: int | None = None) -> Candidate:
         assert best is not None  # or `deployment_of` had raised
         promise = best
     else:
-        promise = next(row for row in rows(results.trials) if row["trial"] == number)
+        promise = promised(results, next(row for row in rows(results.trials) if row["trial"] == number))
     if status(promise) is Status.STOPPED or not pd.notna(promise["objective"]):
         raise StudyError(f"trial {promise['trial']} promises nothing: it was not measured to its end")
     task = make_task(about["task"], f"{about['study']}/study.json")

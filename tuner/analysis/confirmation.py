@@ -92,6 +92,16 @@ def confirmation(results: StudyResults, confidence: float) -> Confirmation | Non
     )
 
 
+def promised(results: StudyResults, trial: Trial) -> Trial:
+    """The row of a first run, with the means of its repeats where it has any: it may have been lucky."""
+    key = config_key(trial["config"])
+    again = [each for each in _kind(results, "confirm") if config_key(each["config"]) == key]
+    runs: list[Trial] = list(filter(_counts, again))
+    if runs and key == config_key({}) and _counts(trial):
+        runs.append(trial)  # it was not picked for its result
+    return _averaged(results, trial, runs) if runs else trial
+
+
 def failed_again(results: StudyResults) -> dict[str, str]:
     """How each configuration ended, by its key, that finished and failed when it was measured again.
 

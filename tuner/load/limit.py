@@ -17,6 +17,7 @@ from tuner.objective import MEAN, Steering
 CPU_SHARE = 0.8  # of one core, on average over the window: above it, a core answers late more and more often
 SHARES = {MEAN: 0.03}  # of a statistic, that the same of the lateness may be
 PERCENTILE_SHARE = 0.1
+HELD_BACK = "max_concurrency held"  # begins what is said where an engine fell so far behind a rate
 FLOORS_S = {MEAN: 0.0005}  # that is never called late: timers of whole milliseconds make it
 PERCENTILE_FLOOR_S = 0.005
 
@@ -24,7 +25,7 @@ PERCENTILE_FLOOR_S = 0.005
 def client_limit(result: LoadResult, metrics: Metrics, steering: Iterable[Steering]) -> str | None:
     """In a few words, in what way the client was the limit for what it is to show; None where it was not."""
     if result.held:
-        return f"max_concurrency held {result.held} requests back"
+        return f"{HELD_BACK} {result.held} requests back"
     if result.client_cpu > CPU_SHARE:
         return f"its CPU was busy {result.client_cpu:.0%} of the time"
     found = []

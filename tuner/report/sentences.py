@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from tuner.analysis import Gain, SloStatus, Summary, Verdict, gpu_use, without_r
 from tuner.analysis.answer import CONFIDENCE
 from tuner.analysis.trials import Trial, busy_s, is_true
 from tuner.failures import INFRASTRUCTURE
+from tuner.load.limit import HELD_BACK
 from tuner.objective import Objective
 from tuner.report.words import (
     SIMULATED,
@@ -25,6 +27,9 @@ from tuner.report.words import (
     seconds,
 )
 from tuner.results import StudyResults
+
+_MORE_CPU = "Give it more CPU, or put less load on."
+_MORE_STREAMS = "Lower the rate; or raise benchmark.max_concurrency, to see how far behind it falls."
 
 
 def simulated_sentence(results: StudyResults) -> str:
@@ -78,16 +83,23 @@ def _infrastructure(results: StudyResults) -> str:
 
 
 def _client_limit(results: StudyResults) -> str:
-    """Which load levels tell of the load client rather than of the engine; empty where none does."""
+    """Which load levels tell of the load client, or of too few streams; empty where none does."""
     limited = results.steps[results.steps["client_limit"].notna()]
-    if limited.empty:
-        return ""
-    numbers = sorted(limited["trial"].unique())
-    trials = f"trial{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers[:10]))}"
-    return (
-        f"In {len(limited)} of {len(results.steps)} load levels the load client was the limit, not the "
-        f"engine ({trials}): {limited.iloc[0]['client_limit']}. Give it more CPU, or put less load on."
+    held = limited["client_limit"].astype(str).str.startswith(HELD_BACK)
+    return " ".join(
+        f"In {len(found)} of {len(results.steps)} load levels {what} ({_numbers(found)}): "
+        f"{found.iloc[0]['client_limit']}. {remedy}"
+        for found, what, remedy in (
+            (limited[~held], "the load client was the limit, not the engine", _MORE_CPU),
+            (limited[held], "the engine fell behind the rate", _MORE_STREAMS),
+        )
+        if len(found)
     )
+
+
+def _numbers(steps: pd.DataFrame) -> str:
+    numbers = sorted(steps["trial"].unique())
+    return f"trial{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers[:10]))}"
 
 
 def headline(answer: Summary) -> str:
@@ -143,7 +155,10 @@ def gain_sentence(answer: Summary) -> str:
 
 def _change(gain: Gain, objective: Objective) -> str:
     more = (gain.share >= 0) == objective.maximise
-    return f"{percent(abs(gain.share))} {'more' if more else 'less'}{_interval(gain)}"
+    if gain.share < 0:  # the better for it, as where only the best keeps the SLOs
+        low, high = (None if end is None else -end for end in (gain.high, gain.low))
+        gain = replace(gain, share=-gain.share, low=low, high=high)
+    return f"{percent(gain.share)} {'more' if more else 'less'}{_interval(gain)}"
 
 
 def _interval(gain: Gain) -> str:
