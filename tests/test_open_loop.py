@@ -151,10 +151,20 @@ def test_rates_stand_in_place_of_concurrencies() -> None:
     load = {"request_rate": [2, 0.5], "arrivals": "constant", "max_concurrency": 7}
     levels = make_task({"benchmark": load | {"max_requests_per_iteration": 25}}).levels(3)
     assert [(x.request_rate, x.concurrency, x.arrivals, x.warmup_requests) for x in levels] == [
-        (2.0, 7, "constant", 3),
-        (0.5, 7, "constant", 3),
+        (2.0, 7, "constant", 9),
+        (0.5, 7, "constant", 5),
     ]
     assert [str(x) for x in levels] == ["D(100,100) at 2/s", "D(100,100) at 0.5/s"]
+
+
+def test_a_rate_lasts_its_time_and_a_stream_sends_ten_requests_where_nothing_is_said() -> None:
+    def sizes(**load: Any) -> list[tuple[int, int]]:
+        return [(x.max_requests, x.warmup_requests) for x in make_task({"benchmark": load}).levels(3)]
+
+    assert sizes(num_concurrency=[4, 64]) == [(100, 4), (640, 64)]
+    assert sizes(request_rate=[0.01, 20], max_time_per_iteration=60) == [(1, 1), (1200, 400)]
+    assert sizes(request_rate=[20], warmup_requests=0, max_requests_per_iteration=7) == [(7, 0)]
+    assert sizes(request_rate=[10_000], max_time_per_iteration=3600) == [(1_000_000, 10_000)]
 
 
 @pytest.mark.parametrize(

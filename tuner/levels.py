@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from tuner.metrics import Metrics
-from tuner.objective import Slo
-from tuner.scenarios import Scenario
+from tuner.scenarios import Scenario, parse_scenario
 from tuner.task import Task
 from tuner.workload import LoadLevel
 
@@ -50,13 +49,10 @@ class Levels(Protocol):
 
 def levels_of(task: Task, seed: int) -> Levels:
     """The load levels of a trial of `task`."""
-    listed = task.levels(seed)
     if task.benchmark.find is None:
-        return Listed(listed)
-    by_scenario: dict[Scenario, list[LoadLevel]] = {}
-    for level in listed:
-        by_scenario.setdefault(level.scenario, []).append(level)
-    return InTurn([MaxLoad(levels, task.slo_terms) for levels in by_scenario.values()])
+        return Listed(task.levels(seed))
+    scenarios = dict.fromkeys(map(parse_scenario, task.benchmark.traffic_scenarios))
+    return InTurn([MaxLoad(task, scenario, seed) for scenario in scenarios])
 
 
 class Listed:
@@ -119,17 +115,17 @@ class MaxLoad:
     found, or by the lowest where none keeps the SLOs.
     """
 
-    def __init__(self, levels: Sequence[LoadLevel], slo: Slo) -> None:
-        self._at_rate = levels[0].request_rate is not None
-        self.scenario = str(levels[0].scenario)
-        self._levels = sorted(levels, key=_load)
-        self._slo = slo
+    def __init__(self, task: Task, scenario: Scenario, seed: int) -> None:
+        self.scenario = str(scenario)
+        self._level = partial(task.level, scenario)
+        self._seed, self._slo = seed, task.slo_terms
+        self._at_rate = task.benchmark.request_rate is not None
+        self._now, self._highest = (float(end(task.benchmark.loads)) for end in (min, max))
         self._kept: float | None = None  # the highest load that is known to keep the SLOs
         self._broke: float | None = None  # the lowest that is known not to
-        self._now = _load(self._levels[0])
         self._looks: list[Metrics] = []  # at the load of now
         self._found: list[Metrics] = []
-        self.most = 2 * (2 + self._deepest(self._now, _load(self._levels[-1])))
+        self.most = 2 * (2 + self._deepest(self._now, self._highest))
 
     def next(self) -> LoadLevel | None:
         """The load of now (again, where it was near the border), or the next one to try."""
@@ -138,8 +134,7 @@ class MaxLoad:
             if following is None:
                 return None
             self._now = following
-        level = replace(self._levels[0], seed=(self._levels[0].seed + len(self._looks)) % 2**32)
-        return _at(level, self._now)
+        return self._level(self._now, (self._seed + len(self._looks)) % 2**32)
 
     def saw(self, metrics: Metrics | None) -> None:
         looks = self._looks
@@ -170,10 +165,9 @@ class MaxLoad:
 
     def _following(self) -> float | None:
         """The load between the two bounds that is to be tried next."""
-        highest = _load(self._levels[-1])
-        if self._kept is None or self._kept >= highest:
+        if self._kept is None or self._kept >= self._highest:
             return None
-        return highest if self._broke is None else self._middle(self._kept, self._broke)
+        return self._highest if self._broke is None else self._middle(self._kept, self._broke)
 
     def _middle(self, kept: float, broke: float) -> float | None:
         """The load to try between two; None where these are near enough."""
@@ -185,16 +179,3 @@ class MaxLoad:
         """How many loads are tried between two at the most, whatever they show."""
         middle = self._middle(kept, broke)
         return 0 if middle is None else 1 + max(self._deepest(kept, middle), self._deepest(middle, broke))
-
-
-def _load(level: LoadLevel) -> float:
-    return float(level.concurrency) if level.request_rate is None else level.request_rate
-
-
-def _at(level: LoadLevel, load: float) -> LoadLevel:
-    """`level` at another load; a warm-up that was as long as its concurrency is so again."""
-    if level.request_rate is not None:
-        return replace(level, request_rate=load)
-    streams = int(load)
-    warmup = streams if level.warmup_requests == level.concurrency else level.warmup_requests
-    return replace(level, concurrency=streams, warmup_requests=warmup)

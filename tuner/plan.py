@@ -109,6 +109,6 @@ def allowed_size(task: Task) -> float:
 def trial_guess_s(task: Task, engine: str) -> float:
     """Seconds of one trial whose load levels all use up their time: engine start (guessed), load, drain."""
     load = task.benchmark
-    levels = levels_of(task, 0).most if load.find else len(load.traffic_scenarios) * len(load.loads())
+    levels = levels_of(task, 0).most if load.find else len(load.traffic_scenarios) * len(load.loads)
     seconds = _START_GUESS_S.get(engine, _START_S) + levels * (_AROUND_A_LEVEL * load.max_time_per_iteration)
     return min(seconds, task.optimization.timeout_per_iteration)

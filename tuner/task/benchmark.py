@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -12,6 +13,9 @@ from tuner.datasets import read_dataset
 from tuner.scenarios import MAX_TOKENS, Deterministic, Normal, Scenario, Uniform, parse_scenario
 from tuner.task.fields import Seconds, Section, Text, refuse, shown
 from tuner.workload import Arrivals
+
+_LEAST_REQUESTS, _REQUESTS_OF_A_STREAM, _MOST_REQUESTS = 100, 10, 1_000_000
+_MOST_WARMUP = 10_000
 
 
 def _scenario(text: str) -> str:
@@ -103,18 +107,19 @@ class Benchmark(Section):
         "it is marked.",
     )
     max_time_per_iteration: Seconds = Field(30.0, description="Time for which one load level sends.")
-    max_requests_per_iteration: int = Field(
-        100,
+    max_requests_per_iteration: int | None = Field(
+        None,
         ge=1,
-        le=1_000_000,
-        description="Requests of one load level: it ends with the last of them, or with its time.",
+        le=_MOST_REQUESTS,
+        description="Requests of one load level: it ends with the last of them, or with its time. Default: "
+        "ten for each of its concurrency, 100 at the least; at a rate, as many as are due in its time.",
     )
     warmup_requests: int | None = Field(
         None,
         ge=0,
-        le=10_000,
+        le=_MOST_WARMUP,
         description="Requests before each load level, out of the figures. Default: as many as the level's "
-        "concurrency; at a rate, a tenth of its requests.",
+        "concurrency; at a rate, a third of its requests.",
     )
     keep_cache: bool = Field(
         False,
@@ -128,12 +133,26 @@ class Benchmark(Section):
         {}, description='Sent with every request: `{"temperature": 0.0}` for one.'
     )
 
-    def loads(self) -> list[tuple[int, float | None, int]]:
-        """(most requests at once, rate, usual warm-up requests) of each load, in the file's order."""
+    @property
+    def loads(self) -> Sequence[float]:
+        """The concurrencies, or the rates in requests per second, in the file's order."""
+        return self.num_concurrency if self.request_rate is None else self.request_rate
+
+    def requests(self, load: float) -> tuple[int, int]:
+        """(measured requests at the most, requests of the warm-up) at a concurrency or at a rate.
+
+        Latencies at a rate are those of the rate once as many requests are open as it keeps open: until then
+        the server fills, and one that is too slow looks fast enough.
+        """
+        most, warmup = self.max_requests_per_iteration, self.warmup_requests
         if self.request_rate is None:
-            return [(concurrency, None, concurrency) for concurrency in self.num_concurrency]
-        warmup = math.ceil(self.max_requests_per_iteration / 10)
-        return [(self.max_concurrency, float(rate), warmup) for rate in self.request_rate]
+            most = most or max(_LEAST_REQUESTS, _REQUESTS_OF_A_STREAM * int(load))
+            usual = int(load)
+        else:
+            due = min(math.ceil(load * self.max_time_per_iteration), _MOST_REQUESTS)
+            most = most or due
+            usual = math.ceil(min(most, due) / 3)
+        return most, min(usual, _MOST_WARMUP) if warmup is None else warmup
 
     def problems(self) -> list[tuple[str, str]]:
         """(key, message) of keys that do not go together."""

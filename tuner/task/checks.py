@@ -45,7 +45,7 @@ def _promise_problems(task: Task) -> list[tuple[str, str]]:
     found = []
     if not task.slo_terms.terms:
         found.append(("benchmark.find", "looks for the load that keeps the SLOs; give slo"))
-    if len(set(task.benchmark.loads())) < 2:
+    if len(set(task.benchmark.loads)) < 2:
         found.append(("benchmark.find", "needs a lowest and a highest load to search between"))
     if not all(objective.maximise for objective in task.objectives):
         found.append(("benchmark.find", "goes with an objective that is maximised: latencies grow with load"))

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from tuner import objective as scoring
 from tuner import space as spaces
-from tuner.scenarios import parse_scenario
+from tuner.scenarios import Scenario, parse_scenario
 from tuner.task.benchmark import Benchmark
 from tuner.task.engine import GPU_FLAGS, EngineName, EngineOptions, Model, Resources
 from tuner.task.fields import FlagName, Prose, Section, Text
@@ -119,23 +119,26 @@ class Task(Section):
 
     def levels(self, seed: int) -> tuple[LoadLevel, ...]:
         """The load levels of one trial: every scenario at every concurrency or rate, in the file's order."""
-        load = self.benchmark
-        return tuple(
-            LoadLevel(
-                scenario=scenario,
-                concurrency=concurrency,
-                max_requests=load.max_requests_per_iteration,
-                max_time_s=load.max_time_per_iteration,
-                warmup_requests=warmup if load.warmup_requests is None else load.warmup_requests,
-                seed=seed,
-                request_rate=rate,
-                arrivals=load.arrivals,
-                dataset=load.dataset or "",
-                prefix_tokens=load.prefix_tokens(scenario),
-                vocabulary=vocabulary_of(load.model_tokenizer or self.model.id_or_path),
-            )
-            for scenario in map(parse_scenario, load.traffic_scenarios)
-            for concurrency, rate, warmup in load.loads()
+        scenarios = map(parse_scenario, self.benchmark.traffic_scenarios)
+        return tuple(self.level(each, load, seed) for each in scenarios for load in self.benchmark.loads)
+
+    def level(self, scenario: Scenario, load: float, seed: int) -> LoadLevel:
+        """One load level: `scenario` at a concurrency or, where the task has rates, at a rate."""
+        options = self.benchmark
+        at_rate = options.request_rate is not None
+        max_requests, warmup_requests = options.requests(load)
+        return LoadLevel(
+            scenario=scenario,
+            concurrency=options.max_concurrency if at_rate else int(load),
+            max_requests=max_requests,
+            max_time_s=options.max_time_per_iteration,
+            warmup_requests=warmup_requests,
+            seed=seed,
+            request_rate=float(load) if at_rate else None,
+            arrivals=options.arrivals,
+            dataset=options.dataset or "",
+            prefix_tokens=options.prefix_tokens(scenario),
+            vocabulary=vocabulary_of(options.model_tokenizer or self.model.id_or_path),
         )
 
     def gpu_range(self, gpus: Callable[[Mapping[str, Any]], int]) -> tuple[int, int]:
