@@ -196,5 +196,8 @@ BROKEN = [
             ("benchmark.num_concurrency", "must not be empty, got []"),
         ],
     ),
+    # no time per output token
+    Broken("tpot of one token", '{"optimization": {"objective": ["minimize_ttft", "minimize_tpot"]}, "benchmark": {"traffic_scenarios": ["D(100,2)", "D(100,1)", "P(5,5)/1"]}}', [("benchmark.traffic_scenarios[1]", "D(100,1) answers with one token"), ("benchmark.traffic_scenarios[2]", "P(5,5)/1 answers with one token")]),
+    Broken("a promise on tpot of one token", '{"slo": {"tpot": {"p95": {"threshold": 0.05}}}, "benchmark": {"traffic_scenarios": ["C(2)/(5,1)"]}}', [("benchmark.traffic_scenarios[0]", "C(2)/(5,1) answers with one token")]),
 ]
 # fmt: on

@@ -166,6 +166,15 @@ def test_a_few_failed_requests_are_tolerated_and_counted(tmp_path: Path) -> None
     assert last.step.metrics.errors == {"http status": 1}
 
 
+def test_answers_of_one_token_have_no_time_per_token(tmp_path: Path) -> None:
+    single = RequestRecord(0.0, 0.1, 0.1, 64, 1)  # as of a model that stops at once
+    task = task_with(optimization={"objective": ["minimize_ttft", "minimize_tpot"]})
+    last = run(task, tmp_path, load=ScriptedLoad(lambda level: [single] * 9))[-1]
+    assert last.failure is not None and last.failure.cause is Cause.REQUEST_ERRORS
+    assert "no answer has more than one token" in last.failure.detail
+    assert len(last.others) == 1 and math.isfinite(last.others[0].loss)
+
+
 def test_an_engine_that_dies_under_load_is_told_by_its_exit(tmp_path: Path) -> None:
     task = task_with()
 

@@ -135,6 +135,9 @@ class Probe:
             if self.limit.left_s <= 0:
                 raise self._out_of_time()
             raise TrialFailed(_request_failure(result, metrics))
+        if any(objective.value(metrics) is None for objective in self.task.objectives):
+            detail = "no answer has more than one token, so there is no time per output token (TPOT)"
+            raise TrialFailed(Failure(Stage.LOAD, Cause.REQUEST_ERRORS, detail))
 
     def _await_exit(self) -> None:
         limit = time.monotonic() + _EXIT_SEEN_S

@@ -115,7 +115,8 @@ def objective_sentence(answer: Summary, unit: Unit) -> str:
     """`412 ms mean end-to-end latency of a request (engine's defaults: 630 ms)`."""
     assert answer.best is not None
     text = f"{unit.amount(float(answer.best['objective']))} {answer.objective.meaning}"
-    if answer.gain is None or answer.baseline is None or answer.defaults_are_best:
+    known = answer.gain is not None or answer.verdict is Verdict.BETTER
+    if not known or answer.baseline is None or answer.defaults_are_best:
         return text
     return f"{text} (engine's defaults: {unit.amount(float(answer.baseline['objective']))})"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tuner import space as spaces
 from tuner.errors import Problem
+from tuner.scenarios import parse_scenario
 from tuner.task.engine import GPU_FLAGS, reserved
 from tuner.task.fields import shown
 from tuner.task.model import Task
@@ -21,7 +22,7 @@ def cross_problems(task: Task) -> list[Problem]:
     found = _flag_problems(task)
     for section in ("benchmark", "engine"):
         found += [(f"{section}.{key}", message) for key, message in getattr(task, section).problems()]
-    found += _promise_problems(task) + _constraint_problems(task) + _gpu_problems(task)
+    found += _promise_problems(task) + _tpot_problems(task) + _constraint_problems(task) + _gpu_problems(task)
     found += _stage_problems(task) + _front_problems(task) + _cmaes_problems(task) + _space_problems(task)
     return [Problem(path, message) for path, message in found]
 
@@ -34,6 +35,19 @@ def _flag_problems(task: Task) -> list[tuple[str, str]]:
     for flag in sorted(task.engine.args.keys() & task.parameters.keys()):
         found.append((f"engine.args.{flag}", "is a parameter as well; it is either fixed or tuned"))
     return found
+
+
+def _tpot_problems(task: Task) -> list[tuple[str, str]]:
+    """Answers of one token where the time per output token counts."""
+    promised = any(term.latency == "tpot" for term in task.slo_terms.terms)
+    if not promised and "minimize_tpot" not in task.optimization.objectives:
+        return []
+    why = "answers with one token, which has no time per output token (TPOT), and the task goes by that"
+    return [
+        (f"benchmark.traffic_scenarios[{number}]", f"{text} {why}")
+        for number, text in enumerate(task.benchmark.traffic_scenarios)
+        if getattr(parse_scenario(text), "output_tokens", None) == 1
+    ]
 
 
 def _promise_problems(task: Task) -> list[tuple[str, str]]:
