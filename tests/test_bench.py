@@ -176,6 +176,17 @@ def test_the_document_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture
         assert level["output_tok_s"] > 0
 
 
+def test_without_a_seed_no_two_send_the_same_prompts(tmp_path: Path) -> None:
+    """Else the second would find the first's prefixes in a cache that is not its own to flush."""
+    with ScriptedServer(serving()) as server:
+        for seed in ([], [], ["--seed", "5"], ["--seed", "5"]):
+            assert tuner("bench", written(tmp_path), "--base-url", server.url, *seed) == 0
+    prompts = [call.body["prompt"] for call in server.calls if call.path == "/v1/completions"]
+    sent = len(prompts) // 4
+    first, second, third, fourth = (set(prompts[sent * k : sent * (k + 1)]) for k in range(4))
+    assert not first & second and third == fourth
+
+
 def test_the_table_for_people_comes_back_in_the_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

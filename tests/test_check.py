@@ -75,3 +75,12 @@ def test_a_variable_that_is_not_set_here_is_named(tmp_path: Path, monkeypatch: p
     assert "OF_MY_OWN is not set here: engine.env.HF_TOKEN" in said
     monkeypatch.setenv("OF_MY_OWN", "hf_secret")
     assert not any("Variable" in line or "hf_secret" in line for line in lines(tmp_path, engine=engine))
+
+
+def test_levels_of_too_few_requests_are_named(tmp_path: Path) -> None:
+    def said(**load: Any) -> list[str]:
+        return [line for line in lines(tmp_path, benchmark=load) if line.startswith("Load")]
+
+    [line] = said(num_concurrency=[8, 32, 64], max_requests_per_iteration=100)
+    assert "fewer than 4 requests a stream at a concurrency of 32 and more" in line
+    assert said(num_concurrency=[8, 64]) == said(request_rate=[50], max_requests_per_iteration=10) == []

@@ -133,6 +133,16 @@ class TestWhatCompares:
         assert "no verdict" in text and "What each found" in text and named in text
         assert "better" not in text and "worse" not in text
 
+    def test_two_models_have_names_and_tokenizers_of_their_own(self) -> None:
+        made = [study("a"), study("b")]
+        for each, model in zip(made, ("llama", "qwen"), strict=True):
+            own = {"model_name": model, "model_tokenizer": f"/models/{model}"}
+            each.about["task"]["benchmark"] = {**each.about["task"].get("benchmark", {}), **own}
+        found = of(*made)
+        (match,) = found.matches
+        assert not match.obstacles and match.best is not None
+        assert "model_tokenizer" in on_terminal(found)
+
     def test_other_engines_share_no_configuration(self) -> None:
         found = compare([study("a").results(), with_about(study("b"), engine="vllm")])
         (match,) = found.matches

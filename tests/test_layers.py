@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom to the top. A module may import from its own layer and from those before it.
 LAYERS = {
-    "base": "errors registry secrets",
+    "base": "errors registry secrets loopback",
     "domain": "task space scenarios workload levels prompts datasets vocabulary metrics objective failures "
     "plan stopping suggestion progress analysis",
     "adapters": "engines load results report export",

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from contracts.load_contract import LoadGeneratorContract, level
@@ -240,6 +244,51 @@ def test_many_answers_are_read_before_the_end(monkeypatch: pytest.MonkeyPatch) -
     with ScriptedServer(streaming()) as server:
         result = put(server.url, level(max_requests=9))
     assert [r.error for r in result.records] == [None] * 9
+
+
+LIMITED = """
+import resource, sys
+from dataclasses import replace
+from contracts.load_contract import level, put
+from tuner.failures import TrialFailed
+from tuner.load.client import NativeClient
+
+url, *numbers = sys.argv[1:]
+soft, hard, streams, rate = map(int, numbers)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+load = level("D(3,2)", concurrency=streams, max_requests=streams)
+try:
+    result = put(NativeClient(), url, replace(load, request_rate=rate or None))
+except TrialFailed as failed:
+    print(failed.failure.cause, failed.failure.detail)
+else:
+    print({str(record.error) for record in result.records})
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "streams", "rate", "said"),
+    [
+        (128, 4096, 150, 0, "{'None'}"),
+        (128, 180, 150, 0, "internal error 150 streams are more than this process may open files: 180"),
+        (128, 180, 150, 100, "{'None'}"),
+    ],
+)
+def test_streams_are_not_held_up_by_how_many_files_may_be_open(
+    soft: int, hard: int, streams: int, rate: int, said: str
+) -> None:
+    limits = [str(soft), str(hard), str(streams), str(rate)]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    with ScriptedServer(streaming(pause_s=0.2)) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, server.url, *limits],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert said in done.stdout, done.stderr
 
 
 def test_a_glance_counts_to_the_first_token_not_to_the_head_that_comes_before_it() -> None:

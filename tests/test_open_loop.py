@@ -162,6 +162,7 @@ def test_a_rate_lasts_its_time_and_a_stream_sends_ten_requests_where_nothing_is_
         return [(x.max_requests, x.warmup_requests) for x in make_task({"benchmark": load}).levels(3)]
 
     assert sizes(num_concurrency=[4, 64]) == [(100, 4), (640, 64)]
+    assert sizes(num_concurrency=[4, 64], max_requests_per_iteration=50) == [(50, 4), (64, 64)]
     assert sizes(request_rate=[0.01, 20], max_time_per_iteration=60) == [(1, 1), (1200, 400)]
     assert sizes(request_rate=[20], warmup_requests=0, max_requests_per_iteration=7) == [(7, 0)]
     assert sizes(request_rate=[10_000], max_time_per_iteration=3600) == [(1_000_000, 10_000)]

@@ -356,3 +356,13 @@ def test_what_is_worse_and_keeps_the_promises_has_its_interval_the_same_way_roun
         replace(answer, gain=worse, verdict=analysis.Verdict.BETTER, reason="It meets the SLOs.")
     )
     assert told.startswith("5.0 % more [95 %: 2.0 % to 8.0 %] than the engine's defaults.")
+
+
+@pytest.mark.parametrize("lost", ["best", "best and defaults"])
+def test_a_page_is_made_where_load_levels_of_the_best_cannot_be_read(lost: str) -> None:
+    results = studies.make(terms=[SloTerm("latency", "p90", 0.8)]).results()
+    best = analysis.summary(results).best
+    assert best is not None
+    missing = [best["trial"], *([0] if "defaults" in lost else [])]
+    steps = results.steps[~results.steps["trial"].isin(missing)]
+    assert "Best" in report.html(replace(results, steps=steps), LAUNCH)

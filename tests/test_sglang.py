@@ -397,6 +397,12 @@ def test_what_is_said_to_avoid_a_failure_is_none() -> None:
     assert diagnose(Stage.START, -9, said, SIGNS).cause is Cause.CRASH
 
 
+def test_requests_that_were_taken_back_are_not_what_it_died_of() -> None:
+    said = "Decode out of memory happened. #retracted_reqs: 3, #new_token_ratio: 0.42\n"
+    failure = diagnose(Stage.LOAD, -9, f"{said}CUDA error: an illegal memory access was encountered\n", SIGNS)
+    assert failure.cause is Cause.CRASH
+
+
 def test_a_prompt_that_was_too_long_is_not_what_the_server_died_of() -> None:
     said = (
         "[2026-11-24 12:12:18] Input length (900 tokens) exceeds the maximum allowed length (794 tokens).\n"

@@ -201,6 +201,32 @@ def test_no_engine_outlives_its_study(tmp_path: Path) -> None:
 # With seed 13 a random search draws what loses, one request at a time, after six that do not.
 
 
+def test_an_engine_has_the_threads_that_it_would_have_without_ray(tmp_path: Path) -> None:
+    """Ray sets OMP_NUM_THREADS in a trial's process, where what is exported runs without."""
+    marker = f"served-{uuid4().hex}"
+    task = small_task(optimization={"max_iterations": 1})
+    named = task.model_copy(update={"benchmark": task.benchmark.model_copy(update={"model_name": marker})})
+    with ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(_environments, marker)
+        run_study(named, results=tmp_path)
+    found = seen.result()
+    assert found
+    if "OMP_NUM_THREADS" not in os.environ:
+        assert not any(b"OMP_NUM_THREADS" in environment for environment in found)
+
+
+def _environments(marker: str) -> list[bytes]:
+    """Those of the engine and its watchdog."""
+    assert processes.appeared(marker)
+    deadline, found = time.monotonic() + 20, list[bytes]()
+    while len(found) < 2 and time.monotonic() < deadline:  # the engine is started a moment after
+        found = []
+        for pid in processes.with_marker(marker):
+            with suppress(OSError):
+                found.append(Path(f"/proc/{pid}/environ").read_bytes())
+    return found
+
+
 def test_trials_that_lose_are_stopped_and_never_the_best(tmp_path: Path) -> None:
     task = small_task(
         parameters={"max-running-requests": [1, 64, 128], "chunked-prefill-size": list(range(512, 2048, 64))},

@@ -282,6 +282,15 @@ def test_a_trial_has_its_time_limit_in_the_seconds_that_it_would_take(tmp_path: 
     assert last.failure is not None and last.failure.cause is Cause.TRIAL_TIMEOUT
 
 
+def test_a_limit_that_cuts_a_level_is_told_however_few_requests_it_cuts(tmp_path: Path) -> None:
+    short = {"traffic_scenarios": ["D(64,20)"], "num_concurrency": [1], "max_time_per_iteration": 3600}
+    task = task_with(
+        optimization={"timeout_per_iteration": 30}, benchmark={**short, "max_requests_per_iteration": 10_000}
+    )
+    *_, last = run(task, tmp_path)
+    assert last.failure is not None and last.failure.cause is Cause.TRIAL_TIMEOUT
+
+
 def test_noise_is_of_the_seed_and_nothing_else(tmp_path: Path) -> None:
     scores = [run(task_with(), tmp_path, seed=seed)[-1].score.score for seed in (1, 1, 2)]
     assert scores[0] == scores[1] != scores[2]

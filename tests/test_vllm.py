@@ -401,6 +401,18 @@ def test_a_log_tells_the_cause(log: str, code: int, cause: Cause, detail: str) -
     assert failure.evidence
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "huggingface_hub.errors.GatedRepoError: 401 Client Error.",
+        "OSError: You are trying to access a gated repo.",
+    ],
+)
+def test_a_gated_model_is_not_found(said: str) -> None:
+    failure = diagnose(Stage.START, 1, f"{said}\nRuntimeError: Engine core initialization failed.", SIGNS)
+    assert failure.cause is Cause.MODEL_NOT_FOUND
+
+
 def test_every_log_is_in_the_table() -> None:
     [table] = [mark for mark in test_a_log_tells_the_cause.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
     assert {f"vllm-{row[0]}.log" for row in table.args[1]} == {path.name for path in LOGS.glob("vllm-*.log")}

@@ -29,6 +29,7 @@ from tuner.space import SearchSpace, Value
 from tuner.task import Task, load_task
 from tuner.task.model import DEFAULT_PARAMETERS
 
+_LEAST_OF_A_STREAM = 4  # requests
 _MOST_CHECKED = 2000  # configurations that are put to the engine's own check
 
 
@@ -43,6 +44,7 @@ def check_task(path: Path, engine_name: str | None = None) -> Iterator[str]:
     yield f"Space       {_space_text(task)}"
     if task.parameters == DEFAULT_PARAMETERS and "parameters" not in task.model_fields_set:
         yield "            (no parameters are given; these are the documented four of SGLang)"
+    yield from _short_levels(task)
     yield from _idle_constraints(task)
     yield from _unset_variables(task)
     if missing is None:
@@ -86,6 +88,18 @@ def _space_text(task: Task) -> str:
     )
     count = "continuous" if math.isinf(size) else f"{int(size):,} configuration{'s' * (size != 1)}"
     return f"{count}: {factors}"
+
+
+def _short_levels(task: Task) -> Iterator[str]:
+    """Concurrencies at which most requests are of the beginning and the end, when streams come and go."""
+    short = [
+        level.concurrency
+        for level in task.levels(0)
+        if level.request_rate is None and level.max_requests < _LEAST_OF_A_STREAM * level.concurrency
+    ]
+    if short:
+        few = f"fewer than {_LEAST_OF_A_STREAM} requests a stream at a concurrency of {min(short)} and more"
+        yield f"Load        {few}: raise or leave out benchmark.max_requests_per_iteration"
 
 
 def _idle_constraints(task: Task) -> Iterator[str]:

@@ -130,10 +130,10 @@ class Probe:
             limit_s = self.task.engine.hang_timeout
             detail = f"served nothing for {limit_s:g} s (engine.hang_timeout) with requests in flight"
             raise TrialFailed(Failure(Stage.LOAD, Cause.HANG, detail))
+        if RequestError.TIMEOUT in metrics.errors and self.limit.left_s <= 0:
+            raise self._out_of_time()
         sent = metrics.requests_ok + metrics.requests_failed
         if not metrics.requests_ok or metrics.requests_failed > self.task.benchmark.max_error_rate * sent:
-            if self.limit.left_s <= 0:
-                raise self._out_of_time()
             raise TrialFailed(_request_failure(result, metrics))
         if any(objective.value(metrics) is None for objective in self.task.objectives):
             detail = "no answer has more than one token, so there is no time per output token (TPOT)"

@@ -57,6 +57,19 @@ class TrialContext:
         return rig(self.task, self.engine, virtual=self.virtual, seed=crc32(f"{self.seed} {number}".encode()))
 
 
+def _forget_threads() -> None:
+    """Takes OMP_NUM_THREADS away where it is Ray's: an engine would run unlike what is exported of it.
+
+    Ray sets it within the process; what the node or the user had set was there when the process began.
+    """
+    try:
+        inherited = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:  # no Linux
+        return
+    if not any(each.startswith(b"OMP_NUM_THREADS=") for each in inherited):
+        os.environ.pop("OMP_NUM_THREADS", None)
+
+
 def engine_log(study: str, number: int) -> Path:
     """Where the engine of a trial writes, on the node where it runs."""
     return data_home() / "logs" / study / f"trial-{number:05d}.log"
@@ -72,6 +85,7 @@ class EngineTrial(tune.Trainable):
         assert context is not None
         self._context = context
         os.environ.update(context.secrets)
+        _forget_threads()
         self._metrics = LevelMetrics(context.study)
         self._abandoned = _new_timer(context.abandoned_s)
         self._begin(config)

@@ -28,6 +28,7 @@ from tuner.space import config_key
 from tuner.task import make_task
 
 _LOAD = "load"
+_OF_THE_MODEL = ("model_name", "model_tokenizer")  # of `benchmark`: other models have other ones
 _MUST_AGREE = ("objective", "SLOs", _LOAD, "kind of measurement")
 
 
@@ -164,7 +165,10 @@ def _facts(results: StudyResults) -> Iterator[tuple[str, str]]:
     yield "objective", ", ".join(each.name for each in objectives_of(results))
     yield "SLOs", "; ".join(map(_promise, slo_terms(results))) or "none"
     for name, value in (task.get("benchmark") or {}).items():
-        yield f"{_LOAD}: {name}", _text(value)
+        if name in _OF_THE_MODEL:
+            yield name, _text(value)
+        else:
+            yield f"{_LOAD}: {name}", _text(value)
     for name, value in (task.get("parameters") or {}).items():
         yield f"space: {name}", _text(value)
     yield "space: constraints", _text(task.get("constraints"))

@@ -123,13 +123,14 @@ def bench(
 ) -> None:
     """Measures a server that already runs with the load of TASK; no engine is started, nor Ray.
 
-    Its cache is not flushed. Ends with exit code 2 where no server answers, 3 where it does not keep the
-    SLOs, 4 where a load level could not be measured.
+    Its cache is not flushed; without a seed, prompts are others each time. Ends with exit code 2 where no
+    server answers, 3 where it does not keep the SLOs, 4 where a load level could not be measured.
     """
     from tuner.bench import bench as measure
     from tuner.engines.attached import Attached
     from tuner.levels import levels_of
     from tuner.live import report_line
+    from tuner.past import seed_of
     from tuner.report import level_table
     from tuner.report.words import SIMULATED, max_loads_text, promises_text
     from tuner.rows import step_row
@@ -137,7 +138,7 @@ def bench(
 
     task = load_task(task_path)
     server = Attached(task, base_url, gpus, api_key_in(api_key_env))
-    seed = (task.optimization.seed or 0) if seed is None else seed
+    seed = seed_of(task, seed, None)
     most = levels_of(task, seed).most
     count = f"up to {most}" if task.benchmark.find else f"{most}"
     console = console_for(stderr=as_json)

@@ -24,6 +24,7 @@ from tuner.engines.flags import ASK, Flags, installed_flags
 from tuner.engines.server import HOST, Server, Sign, launched, on_loopback
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.loopback import unproxied
 from tuner.results import data_home
 from tuner.secrets import resolved
 from tuner.task import Task
@@ -129,7 +130,7 @@ class PackagedEngine(ABC):
             raise EngineUnavailable(f"{self.name}: {key} {error}") from error
 
     def _env(self) -> dict[str, str]:
-        return {**self.environment, **os.environ, **resolved(self.task.engine.env, os.environ)}
+        return unproxied({**self.environment, **os.environ, **resolved(self.task.engine.env, os.environ)})
 
     def _container(self, gpu_ids: Sequence[str] | None) -> container.Container | None:
         """The container to run in; None where the engine is installed or run by a command of the task."""

@@ -18,9 +18,10 @@ SIGNS = (
     Sign.of(r"error: (unrecognized arguments|argument |ambiguous option)", Cause.INVALID_FLAGS),
     Sign.of(r"(?i)address already in use", Cause.PORT_TAKEN),
     Sign.of(r"memory capacity is unbalanced", Cause.GPU_IN_USE),  # of the GPUs of one configuration
-    # DeepGEMM's "reducing max_m to avoid out of memory" is no failure.
-    Sign.of(r"OutOfMemoryError|(?<!avoid )out of memory|ALLOC_FAILED", Cause.OUT_OF_MEMORY),
-    Sign.of(r"Not enough (host )?memory|leave no GPU memory|can't allocate memory", Cause.OUT_OF_MEMORY),
+    # No failure: DeepGEMM's "reducing max_m to avoid out of memory", and "Decode out of memory happened",
+    # after which SGLang takes some requests back.
+    Sign.of(r"OutOfMemoryError|(?<!avoid )out of memory(?! happened)|ALLOC_FAILED", Cause.OUT_OF_MEMORY),
+    Sign.of(r"Not enough (host |GPU )?memory|leave no GPU memory|can't allocate memory", Cause.OUT_OF_MEMORY),
     *OF_THE_GPUS,
     Sign.of(r"is not a valid model identifier|Repo id must be in the form", Cause.MODEL_NOT_FOUND),
     Sign.of(r"RepositoryNotFound|Repository Not Found|GatedRepoError", Cause.MODEL_NOT_FOUND),

@@ -31,7 +31,7 @@ SIGNS = (
     Sign.of(r"\[Errno 98\]|errno: 98\b", Cause.PORT_TAKEN),
     Sign.of(r"Invalid repository ID or local directory", Cause.MODEL_NOT_FOUND),
     Sign.of(r"is not a valid model identifier|Repo id must be in the form", Cause.MODEL_NOT_FOUND),
-    Sign.of(r"(RepositoryNotFound|LocalEntryNotFound)Error", Cause.MODEL_NOT_FOUND),
+    Sign.of(r"(RepositoryNotFound|LocalEntryNotFound|GatedRepo)Error|gated repo", Cause.MODEL_NOT_FOUND),
     Sign.of(r"does not appear to have a file named|Cannot find any model weights", Cause.MODEL_NOT_FOUND),
     Sign.of(r"World size .* is larger than the number of available GPUs", Cause.NO_SUCH_GPUS),
     Sign.of(r"is greater than the derived max_model_len", Cause.INVALID_FLAGS),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter, thread_time
 
+from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.load.base import GLANCES, Glance, LoadResult, Target, completion_call
 from tuner.load.http import Address, Connection, Exchange, open_connection
 from tuner.load.phase import Phase, quiet_s
@@ -31,6 +32,7 @@ BACK_OFF_S = 0.075  # after a request that failed, so that a server which refuse
 HEALTH_POLL_S = 0.25
 TIMER_S = 0.001  # what a timer of the event loop is exact to
 LAG_TICK_S = 0.02
+OTHER_FILES = 64  # that are open beside the connections
 
 
 class NativeClient:
@@ -56,6 +58,7 @@ class NativeClient:
         To be called from any thread that runs no event loop of its own.
         """
         deadline_s = perf_counter() + timeout_s
+        _allow_files(level)
         requests = Requests(target, level)
         with asyncio.Runner(loop_factory=_new_loop) as runner, _no_garbage_collection():
             run = _Run(requests, level)
@@ -291,6 +294,27 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def _allow_files(level: LoadLevel) -> None:
+    """Lets this process open a file for each stream; TrialFailed where it never may.
+
+    Usually it may open 1024: with as many streams, failures of its own would look like the engine's. At a
+    rate there are seldom as many as there may be.
+    """
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return
+    wanted, (soft, hard) = level.concurrency + OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted and level.request_rate is None:
+        detail = f"{level.concurrency} streams are more than this process may open files: {hard} (ulimit -Hn)"
+        raise TrialFailed(Failure(Stage.LOAD, Cause.INTERNAL, detail))
 
 
 @contextmanager

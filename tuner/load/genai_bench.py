@@ -24,6 +24,7 @@ from typing import Any
 
 from tuner.errors import UsageError
 from tuner.load.base import Glance, LoadResult, Target
+from tuner.loopback import unproxied
 from tuner.metrics import RequestError, RequestRecord
 from tuner.scenarios import Deterministic
 from tuner.workload import LoadLevel
@@ -150,7 +151,7 @@ def _command(target: Target, level: LoadLevel, folder: str) -> list[str]:
 @contextmanager
 def _running(command: list[str], folder: str) -> Iterator[subprocess.Popen[bytes]]:
     """The tool as a process group of its own, of which nothing is left afterwards."""
-    environment = os.environ | {"ENABLE_UI": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = unproxied(os.environ | {"ENABLE_UI": "false", "TRANSFORMERS_VERBOSITY": "error"})
     with Path(folder, "output.log").open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=environment, start_new_session=True

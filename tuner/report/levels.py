@@ -39,10 +39,10 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
         f"{words.digits(row['output_tok_s'])} output tok/s, {words.digits(row['total_tok_s'])} tok/s with "
         f"input, {words.digits(row['requests_per_s'])} requests/s"
     )
-    if row["total_tok_s"] != row["total_tok_s_per_gpu"]:
-        rates += f", {words.digits(row['total_tok_s_per_gpu'])} tok/s on each GPU"
     if not pd.isna(row["goodput"]):
         rates += f", {words.digits(row['goodput'])} of them within the SLOs"
+    if row["total_tok_s"] != row["total_tok_s_per_gpu"]:
+        rates += f", {words.digits(row['total_tok_s_per_gpu'])} tok/s on each GPU"
     for others in (_engine_text(row), _gpu_text(row), _client_text(row)):
         rates += f"\n{others}" if others else ""
     if not pd.isna(row["client_limit"]):

@@ -111,8 +111,9 @@ class Benchmark(Section):
         None,
         ge=1,
         le=_MOST_REQUESTS,
-        description="Requests of one load level: it ends with the last of them, or with its time. Default: "
-        "ten for each of its concurrency, 100 at the least; at a rate, as many as are due in its time.",
+        description="Requests of one load level, one for each stream at the least: it ends with the last of "
+        "them, or with its time. Default: ten for each stream, and 100 at the least; at a rate, as many as "
+        "are due in its time.",
     )
     warmup_requests: int | None = Field(
         None,
@@ -146,7 +147,7 @@ class Benchmark(Section):
         """
         most, warmup = self.max_requests_per_iteration, self.warmup_requests
         if self.request_rate is None:
-            most = most or max(_LEAST_REQUESTS, _REQUESTS_OF_A_STREAM * int(load))
+            most = max(most or max(_LEAST_REQUESTS, _REQUESTS_OF_A_STREAM * int(load)), int(load))
             usual = int(load)
         else:
             due = min(math.ceil(load * self.max_time_per_iteration), _MOST_REQUESTS)

@@ -16,6 +16,7 @@ from tuner.engines.packaged import installed_version
 from tuner.engines.server import HOST, Sign, call, launched, on_loopback
 from tuner.errors import EngineUnavailable
 from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.loopback import unproxied
 from tuner.secrets import resolved
 from tuner.task import Task
 
@@ -72,7 +73,7 @@ class LlamaCppEngine:
         return installed
 
     def _env(self) -> dict[str, str]:
-        return {**os.environ, **resolved(self.task.engine.env, os.environ)}
+        return unproxied({**os.environ, **resolved(self.task.engine.env, os.environ)})
 
     def gpus(self, config: Config) -> int:
         """None: it computes on the CPU (and on Apple's GPU, which is not counted)."""

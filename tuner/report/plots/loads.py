@@ -133,7 +133,8 @@ def _highest_in_common(steps: pd.DataFrame, one: list[int], two: list[int]) -> I
     loads = ["scenario", "concurrency", "request_rate"]
     own, other = (steps[steps["trial"].isin(trials)] for trials in (one, two))
     levels = {tuple(row) for row in other[loads].fillna(-1.0).itertuples(index=False)}
-    shared = own[[tuple(row) in levels for row in own[loads].fillna(-1.0).itertuples(index=False)]]
+    common = [tuple(row) in levels for row in own[loads].fillna(-1.0).itertuples(index=False)]
+    shared = own[np.array(common, dtype=bool)]  # of an empty list pandas would take the columns
     ordered = shared.sort_values(["concurrency", "request_rate"])
     for _, found in ordered.groupby("scenario", sort=False):
         yield rows(found)[-1]
