@@ -53,6 +53,8 @@ from scipy.linalg import cho_solve
 from scipy.optimize import minimize
 
 import tuner.search
+from tuner.capacity import gpu_flags_of
+from tuner.engines import make_engine
 from tuner.experience import NOTHING, Experience
 from tuner.search.encoding import encode, optuna_integers
 from tuner.search.surrogate import expected_improvement
@@ -180,7 +182,9 @@ def run(
     if not options:
         searcher: Any = PlainGp(surface, task, seed)
     else:
-        searcher = tuner.search.make_searcher(task, seed=seed, space=surface.space(args.invalid), known=known)
+        space = surface.space(args.invalid)
+        sizes = gpu_flags_of(space, make_engine(task))
+        searcher = tuner.search.make_searcher(task, seed=seed, space=space, known=known, gpu_flags=sizes)
         searcher.guard(lambda config: None, lambda suggestion, failure: FAILED_LOSS)
     rng = np.random.default_rng([seed, 1])
     keys: list[str] = []

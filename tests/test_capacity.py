@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from ray.tune.experiment import Trial
 
-from tuner.capacity import LOST_IN_A_ROW, Capacity, Node, refusal
+from tuner.capacity import LOST_IN_A_ROW, Capacity, Node, capacity_for, gpu_range, refusal
 from tuner.engines import make_engine
-from tuner.errors import InfrastructureLost
+from tuner.engines.base import Config
+from tuner.engines.simulator.adapter import SimulatorEngine
+from tuner.errors import InfrastructureLost, NotEnoughGpus
 from tuner.failures import Cause
 from tuner.recorder import Recorder
 from tuner.results import ResultStore
@@ -95,6 +97,67 @@ def test_as_many_at_once_as_fit_on_each_node() -> None:
     assert Capacity(nodes=lambda: three, fewest=2).at_once == 2
     few_cpus = [Node("h", "head", 0.0, 64.0), Node("a", "node a", 8.0, 3.0)]
     assert Capacity(nodes=lambda: few_cpus).at_once == 3
+
+
+ATTENTION = {"tp-size": [8], "dp-size": [2, 4, 8]}
+
+
+@pytest.mark.parametrize(
+    ("engine", "task", "expected"),
+    [
+        ("sglang", {"parameters": {**ATTENTION, "enable-dp-attention": [True]}}, (8, 8)),
+        ("sglang", {"parameters": {**ATTENTION, "enable-dp-attention": [True, False]}}, (8, 64)),
+        ("sglang", {"parameters": {"tp-size": [1, 2], "device": ["cpu"]}}, (0, 0)),
+        ("sglang", {"parameters": {"data-parallel-size": [4, 2], "tp-size": [1, 2]}}, (2, 8)),
+        ("vllm", {"parameters": {"data-parallel-size": [8, 4], "max-num-seqs": [64, 128]}}, (4, 8)),
+        ("vllm", {"parameters": {"tensor_parallel_size": [2, 4]}}, (2, 4)),
+        ("vllm", {"parameters": {"x": [1, 2]}, "engine": {"args": {"tensor_parallel_size": 2}}}, (2, 2)),
+        ("llamacpp", {"parameters": {"tp-size": [2, 4]}}, (0, 0)),
+    ],
+)
+def test_the_fewest_and_the_most_gpus_are_the_engines_own_count(
+    engine: str, task: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    made = make_task({"model": {"id_or_path": "m"}, **task})
+    assert gpu_range(made.space, make_engine(made, engine)) == expected
+
+
+def test_what_the_constraints_forbid_needs_no_gpus() -> None:
+    made = make_task(
+        {
+            "parameters": {"tp-size": [1, 8], "dp-size": [1, 8], "x": {"type": "float", "low": 0, "high": 1}},
+            "constraints": [
+                {"when": {"tp-size": 1}, "require": {"dp-size": 8}},
+                {"when": {"tp-size": 8}, "require": {"dp-size": 1, "x": {"low": 0.5}}},
+                {"when": {"x": {"low": 0}}, "require": {"tp-size": 8}},  # of what is not counted
+            ],
+        }
+    )
+    assert gpu_range(made.space, make_engine(made)) == (8, 8)
+
+
+def test_of_very_many_sizes_the_ends_are_counted() -> None:
+    sizes = {flag: {"type": "integer", "low": 2, "high": 4096} for flag in ("tp-size", "pp-size")}
+    counted: list[Config] = []
+
+    class Counting(SimulatorEngine):
+        def gpus(self, config: Config) -> int:
+            counted.append(config)
+            return super().gpus(config)
+
+    made = make_task({"parameters": {**sizes, "dp-size": [4, 1, 2], "enable-dp-attention": [True, False]}})
+    assert gpu_range(made.space, Counting(made)) == (4, 4096 * 4096 * 4)
+    assert len(counted) == 16
+
+
+def test_a_study_begins_where_a_node_has_the_fewest() -> None:
+    made = make_task({"parameters": {**ATTENTION, "enable-dp-attention": [True]}})
+    engine, nodes = make_engine(made), [Node("a", "node a", 8.0, 64.0)]
+    capacity = capacity_for(engine, made.space, lambda: nodes, lambda: 1.0)
+    assert (capacity.fewest, capacity.at_once) == (8, 1)
+    nodes[0] = B
+    with pytest.raises(NotEnoughGpus, match="at least 8 GPU"):
+        capacity_for(engine, made.space, lambda: nodes, lambda: 1.0)
 
 
 class Served:

@@ -12,7 +12,7 @@ from contracts.engine_contract import EngineContract
 
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
-from tuner.errors import EngineUnavailable
+from tuner.errors import EngineUnavailable, TaskError
 from tuner.failures import Cause, Stage, TrialFailed
 from tuner.task import Task, make_task
 
@@ -79,6 +79,39 @@ class TestSimulator(EngineContract):
         command = engine.launch_command({"tp-size": 2})
         assert "sglang.launch_server" in command and "--gpu" not in command
         assert command[command.index("--tp-size") + 1] == "2"
+
+
+NO_SIZES: list[tuple[Any, dict[str, str]]] = [
+    ([1, 0, True, 2], {"[1]": "0", "[2]": "true"}),
+    (["2", 2.0, None, 5000], {"[0]": "'2'", "[1]": "2.0", "[2]": "null", "[3]": "5000"}),
+    ({"type": "integer", "low": 0, "high": 2_000_000}, {".low": "0", ".high": "2000000"}),
+    ({"type": "categorical", "values": ["two"]}, {".values[0]": "'two'"}),
+    ({"type": "float", "low": 1, "high": 2}, {".type": "'float'"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("engine", "flag"),
+    [
+        ("simulator", "tp-size"),
+        ("sglang", "data-parallel-size"),
+        ("vllm", "tensor_parallel_size"),
+        ("vllm", "data-parallel-size"),
+        ("vllm", "prefill-context-parallel-size"),
+    ],
+)
+def test_a_size_that_is_no_number_of_gpus_is_refused_with_its_key(engine: str, flag: str) -> None:
+    def refused(**sections: Any) -> list[str]:
+        with pytest.raises(TaskError) as raised:
+            make_engine(make_task({"task_name": "t", "model": {"id_or_path": "m"}, **sections}), engine)
+        return str(raised.value).splitlines()
+
+    must = "must be an integer from 1 to 4096, got"
+    for spec, wrong in NO_SIZES:
+        said = [f"t: parameters.{flag}{place}: {must} {shown}" for place, shown in wrong.items()]
+        assert refused(parameters={flag: spec}) == said
+    fixed = refused(parameters={"x": [1]}, engine={"args": {flag: 0.5}})
+    assert fixed == [f"t: engine.args.{flag}: {must} 0.5"]
 
 
 def test_an_engine_that_is_not_there_says_what_is_missing_in_one_line() -> None:

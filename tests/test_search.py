@@ -66,7 +66,7 @@ class TestHierarchical(ContinuousStrategyContract):
         assert best in flags
 
     def test_the_sizes_that_take_gpus_come_first(self) -> None:
-        flags = Game(self.searcher(self.task(max_iterations=100))).flags
+        flags = Game(self.searcher(self.task(max_iterations=100), gpu_flags=["tp-size"])).flags
         assert [config["tp-size"] for config in flags[:3]] != [2, 2, 2]
         assert len({config["policy"] for config in flags[:3]}) == 1
 

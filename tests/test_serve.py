@@ -79,6 +79,14 @@ def test_every_problem_comes_back_with_its_path(server: Served, path: str, task:
     assert "a-secret-of-mine" not in answer.text and not server.jobs.orders
 
 
+@pytest.mark.parametrize("path", ["check", "check?virtual=true", "studies"])
+def test_what_the_engine_finds_wrong_comes_back_with_its_path(server: Served, path: str) -> None:
+    answer = server.post(path, {"parameters": {"tp-size": [1, 0]}})
+    assert answer.status == 422
+    assert [problem["path"] for problem in answer.json["problems"]] == ["parameters.tp-size[1]"]
+    assert not server.jobs.orders
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [

@@ -113,11 +113,11 @@ def test_the_report_opens_in_a_frame_without_rights(page: Page, server: Served) 
 def test_a_wrong_task_is_shown_with_its_problems_and_a_right_one_starts(page: Page, server: Served) -> None:
     page.click("nav a[href='#/new']")
     page.wait_for("document.querySelector('#task')")
-    page.type("#task", '{"optimisation": {}, "parameters": {"tp-size": [0]}}')
+    page.type("#task", '{"optimisation": {}, "parameters": {"tp-size": []}}')
     page.click("form button:not([type=button])")
     page.wait_for("document.querySelectorAll('.problem').length === 2")
     text = page.run("document.querySelector('#said').innerText")
-    assert "did you mean optimization?" in text and "parameters.tp-size[0]" in text
+    assert "did you mean optimization?" in text and "parameters.tp-size" in text
     assert not server.jobs.orders
 
     task = {"task_name": "typed", "optimization": {"max_iterations": 2}}

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuner.capacity import gpu_range
 from tuner.engines import make_engine
 from tuner.engines.flags import ASK, Flag, installed_flags
 from tuner.engines.server import diagnose
@@ -100,6 +101,7 @@ def test_the_defaults_are_launched_without_flags() -> None:
         ({"dp-size": 2, "tp-size": 2, "pp-size": 2}, 8),
         ({"mem-fraction-static": 0.9}, 1),
         ({"tensor-parallel-size": 4, "data-parallel-size": 2}, 8),
+        ({"tp-size": 4, "tensor-parallel-size": 2}, 2),  # the last on the command line
         ({"tp-size": 8, "dp-size": 8, "enable-dp-attention": True}, 8),
         ({"tp-size": 2, "device": "cpu"}, 0),
         ({"tp-size": "two"}, 1),
@@ -107,6 +109,8 @@ def test_the_defaults_are_launched_without_flags() -> None:
 )
 def test_gpus_are_the_product_of_the_parallel_sizes(config: dict[str, Any], gpus: int) -> None:
     assert engine().gpus(config) == gpus
+    told = {flag: value for flag, value in config.items() if flag in SGLangEngine.gpu_flags}
+    assert engine().gpus(told) == gpus
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_on_a_cpu_every_rank_holds_one(config: dict[str, Any], cpus: int) -> Non
 def test_fixed_flags_count_too() -> None:
     sglang = engine(engine={"args": {"pp-size": 2}})
     assert (sglang.gpus({}), sglang.gpus({"tp-size": 4})) == (2, 8)
-    assert sglang.task.gpu_range(sglang.gpus) == (2, 4)
+    assert gpu_range(sglang.task.space, sglang) == (2, 4)
 
 
 # --- its flags -----------------------------------------------------------------------------------------

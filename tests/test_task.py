@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 import tuner.task.file
+from tuner.capacity import gpu_range
 from tuner.cli import main
+from tuner.engines import make_engine
 from tuner.errors import TaskError
 from tuner.objective import OBJECTIVES, Slo, SloTerm
 from tuner.plan import planned_trials
@@ -83,7 +86,6 @@ def test_the_full_task_says_what_its_keys_say() -> None:
         )
         for concurrency in (4, 8)
     )
-    assert task.gpu_range(lambda config: int(config["tp-size"])) == (1, 2)
 
 
 def test_minimal_runs_on_the_simulator() -> None:
@@ -394,9 +396,11 @@ def usable(task: Task) -> None:
     assert task.space.size >= 1
     assert math.isfinite(task.slo_terms.steepness)
     assert planned_trials(task) >= 1
-    fewest, most = task.gpu_range(lambda config: math.prod(map(int, config.values())))
-    assert 1 <= fewest <= most
     json.dumps(task.model_dump(), allow_nan=False).encode()
+    for engine in ("sglang", "vllm"):
+        with suppress(TaskError):  # for a size that is none
+            fewest, most = gpu_range(task.space, make_engine(task, engine))
+            assert 0 <= fewest <= most
 
 
 def task_or_task_error(make: Any) -> None:
@@ -553,11 +557,9 @@ def test_the_schema_knows_right_from_wrong(data: Any, valid: bool) -> None:
 
 def test_what_only_the_whole_shows_is_reported_beside_what_each_key_shows() -> None:
     with pytest.raises(TaskError) as refused:
-        make_task(
-            {"optimisation": {}, "parameters": {"tp-size": [1, 0], "a": []}, "engine": {"arg": {}}}, "f"
-        )
+        make_task({"optimisation": {}, "parameters": {"host": [1], "a": []}, "engine": {"arg": {}}}, "f")
     text = str(refused.value)
-    for path in ("optimisation", "parameters.tp-size[1]", "parameters.a", "engine.arg"):
+    for path in ("optimisation", "parameters.host", "parameters.a", "engine.arg"):
         assert f"f: {path}: " in text
 
 

@@ -17,6 +17,7 @@ from contracts.engine_contract import EngineContract
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuner.capacity import gpu_range
 from tuner.engines import make_engine
 from tuner.engines.process import EngineProcess
 from tuner.engines.server import Server, diagnose
@@ -157,16 +158,19 @@ def test_the_defaults_are_launched_without_flags() -> None:
         ({"tensor-parallel-size": 2, "prefill-context-parallel-size": 2}, 4),
         ({"tensor-parallel-size": 4, "decode-context-parallel-size": 2}, 4),  # within the four
         ({"tensor-parallel-size": None, "gpu-memory-utilization": 0.9}, 1),
+        ({"tensor_parallel_size": "two", "data-parallel-size": 0.5}, 1),  # which no task may say
     ],
 )
 def test_gpus_are_the_product_of_the_parallel_sizes(config: dict[str, Any], gpus: int) -> None:
     assert engine().gpus(config) == gpus
+    told = {flag: value for flag, value in config.items() if flag.replace("_", "-") in VllmEngine.gpu_flags}
+    assert engine().gpus(told) == gpus
 
 
 def test_fixed_flags_count_too() -> None:
     vllm = engine(engine={"args": {"pipeline_parallel_size": 2}}, parameters={"tensor-parallel-size": [1, 2]})
     assert (vllm.gpus({}), vllm.gpus({"tensor-parallel-size": 4})) == (2, 8)
-    assert vllm.task.gpu_range(vllm.gpus) == (2, 4)
+    assert gpu_range(vllm.task.space, vllm) == (2, 4)
 
 
 def test_a_batch_smaller_than_its_sequences_is_refused_before_anything_starts() -> None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from tuner.engines.base import Config, Engine
 from tuner.errors import NotEnoughGpus
 from tuner.failures import Cause, Failure, Stage, TrialFailed
+from tuner.space import Categorical, Domain, SearchSpace
 
+_MOST_COUNTED = 10_000  # combinations of the flags that a trial's GPUs depend on
 LOST_IN_A_ROW = 3  # trials that a node loses to infrastructure, one after the other, and is then left out
 
 
@@ -115,13 +117,36 @@ class Capacity:
         return sorted({*self.left_out, *(lost_on if elsewhere else ())})
 
 
+def gpu_flags_of(space: SearchSpace, engine: Engine) -> list[str]:
+    """The parameters that a trial's GPUs depend on, as the space spells them."""
+    return [flag for flag in space.domains if flag.replace("_", "-") in engine.gpu_flags]
+
+
+def gpu_range(space: SearchSpace, engine: Engine) -> tuple[int, int]:
+    """The fewest and the most GPUs of a configuration of `space`, by the engine's own count."""
+    domains = {flag: space.domains[flag] for flag in gpu_flags_of(space, engine)}
+    deciding = SearchSpace(domains, space.constraints)  # of which those on other flags forbid nothing here
+    if deciding.size > _MOST_COUNTED:  # GPUs grow with each number
+        deciding = SearchSpace({flag: _ends(domain) for flag, domain in domains.items()})
+    counts = [engine.gpus(config) for config in deciding.grid()] or [engine.gpus({})]
+    return min(counts), max(counts)
+
+
+def _ends(domain: Domain) -> Domain:
+    """The lowest and the highest of numbers; any other domain as it is."""
+    values = domain.values() or (domain.draw(0.0), domain.draw(1 - 1e-9))
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return Categorical((min(numbers), max(numbers))) if len(numbers) == len(values) else domain
+
+
 def capacity_for(
-    engine: Engine, fewest: int, nodes: Callable[[], Sequence[Node]], share: Callable[[], float]
+    engine: Engine, space: SearchSpace, nodes: Callable[[], Sequence[Node]], share: Callable[[], float]
 ) -> Capacity:
-    """What `nodes` have for the trials of `engine`, which need `fewest` GPUs or more.
+    """What `nodes` have for the trials of `engine` in `space`.
 
     NotEnoughGpus where no node could run a single one.
     """
+    fewest, _ = gpu_range(space, engine)
     largest = max((node.gpus for node in nodes()), default=0.0)
     if fewest > largest:
         raise NotEnoughGpus(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from tuner.capacity import gpu_range
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
 from tuner.errors import EngineUnavailable, Problem, TaskError
@@ -63,7 +64,7 @@ def _version(engine: Engine) -> tuple[str | None, EngineUnavailable | None]:
 
 def _cost(task: Task, engine: Engine) -> Iterator[str]:
     options, trials, advice = task.optimization, planned_trials(task), advise(task)
-    fewest, most = task.gpu_range(engine.gpus)
+    fewest, most = gpu_range(task.space, engine)
     repeats = planned_repeats(options.confirm, FINALISTS, baseline=options.baseline)
     yield f"Strategy    {options.strategy}, {trials} trials" + (f" and {repeats} repeats" if repeats else "")
     if not options.enumerates:

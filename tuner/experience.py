@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from tuner.analysis import objective_of
+from tuner.capacity import gpu_range
 from tuner.engines import gpus
 from tuner.engines.base import Engine
 from tuner.engines.simulator.gpus import gpu_of
@@ -125,7 +126,7 @@ def _conditions_of(results: StudyResults) -> tuple[Any, ...]:
 
 def _own_gpus(task: Task, engine: Engine) -> set[str]:
     """The models of this machine's GPUs; none for an engine that uses none of them."""
-    _, most = task.gpu_range(engine.gpus)
+    _, most = gpu_range(task.space, engine)
     return set() if engine.simulated or not most else {use.model for use in gpus.all_gpus()}
 
 

@@ -19,7 +19,7 @@ from ray import tune
 from tuner import __version__
 from tuner.accelerators import required
 from tuner.analysis import summary
-from tuner.capacity import capacity_for, refusal
+from tuner.capacity import capacity_for, gpu_flags_of, refusal
 from tuner.cluster import cluster, gpus_by_kind, nodes_of
 from tuner.dashboard import StudyMetrics, show_log, trial_name
 from tuner.engines.base import Engine
@@ -124,9 +124,15 @@ def run_study(
         known = _known(task, adapter, setup, root, seed)
         with cluster(setup.num_gpus, local_gpus=LOGICAL_GPUS if adapter.simulated else None):
             kind = required(task.resources.accelerator_type, gpus_by_kind(), simulated=adapter.simulated)
-            fewest, _ = task.gpu_range(adapter.gpus)
-            capacity = capacity_for(adapter, fewest, lambda: nodes_of(kind), Sharing().share)
-            searcher = make_searcher(task, seed=seed, known=known, past=past, capacity=capacity)
+            capacity = capacity_for(adapter, task.space, lambda: nodes_of(kind), Sharing().share)
+            searcher = make_searcher(
+                task,
+                seed=seed,
+                known=known,
+                past=past,
+                gpu_flags=gpu_flags_of(task.space, adapter),
+                capacity=capacity,
+            )
             about = _about(task, adapter, version, searcher.budget, seed, setup, source)
             if past is None:
                 store.create(about)

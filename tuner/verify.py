@@ -38,6 +38,8 @@ VERIFY = "verify"
 class Exported:
     """An engine that starts one exported command, whatever its configuration is asked to be."""
 
+    gpu_flags = ()
+
     def __init__(self, task: Task, engine: Engine, deployment: Deployment) -> None:
         self.task, self.engine, self.deployment = task, engine, deployment
         self.name, self.simulated = engine.name, engine.simulated

@@ -58,6 +58,7 @@ class Attached:
     """
 
     name = "server"
+    gpu_flags = ()
 
     def __init__(self, task: Task, base_url: str, gpus: int = 0, api_key: str = "") -> None:
         if api_key and task.benchmark.tool == "genai-bench":

@@ -5,7 +5,7 @@ Knows nothing of Ray, of load or of scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,17 +52,25 @@ class RunningEngine(Protocol):
 
 
 class Engine(Protocol):
-    """An adapter for one kind of server; made from a task, cheap to make, never holds a process itself."""
+    """An adapter for one kind of server; made from a task, cheap to make, never holds a process itself.
+
+    Making one raises a TaskError where the task's sizes are no numbers of GPUs.
+    """
 
     name: str
     simulated: bool
+
+    @property
+    def gpu_flags(self) -> Collection[str]:
+        """The flags that `gpus` looks at, every spelling of them, with dashes for underscores."""
+        ...
 
     def version(self) -> str:
         """The installed version; EngineUnavailable, saying what is missing, where there is none."""
         ...
 
     def gpus(self, config: Config) -> int:
-        """GPUs that this configuration needs; 0 for an engine that computes on the CPU."""
+        """GPUs that this configuration needs, whatever its values; 0 where the engine computes on the CPU."""
         ...
 
     def cpus(self, config: Config) -> int:

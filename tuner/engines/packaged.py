@@ -12,22 +12,23 @@ import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from tuner.engines import container
-from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, RunningEngine, ServerInfo
+from tuner.engines.base import DEPLOYED, DEPLOYED_PORT, Config, RunningEngine, ServerInfo, Value
 from tuner.engines.flags import ASK, Flags, installed_flags
 from tuner.engines.server import HOST, Server, Sign, launched, on_loopback
-from tuner.errors import EngineUnavailable
+from tuner.errors import EngineUnavailable, TaskError
 from tuner.failures import Cause, Failure, Stage, TrialFailed
 from tuner.loopback import unproxied
 from tuner.results import data_home
 from tuner.secrets import resolved
 from tuner.task import Task
+from tuner.task.checks import size_problems
 
 _VERSION = "import importlib.metadata as m; print(m.version({!r}))"
 _FROM_OUTSIDE = ("HF_TOKEN", "HF_HOME")  # what a container is given of the surrounding environment
@@ -36,6 +37,12 @@ _FROM_OUTSIDE = ("HF_TOKEN", "HF_HOME")  # what a container is given of the surr
 def refused(detail: str) -> TrialFailed:
     """A configuration that is known to be impossible before anything is started."""
     return TrialFailed(Failure(Stage.CHECK, Cause.INVALID_FLAGS, detail))
+
+
+def size_in(value: Value) -> int:
+    """The ranks that a size stands for; 1 where it is not given, or is no number (which is refused)."""
+    text = str(value)
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def installed_version(python: Sequence[str], package: str, env: Mapping[str, str]) -> str | None:
@@ -57,7 +64,8 @@ class PackagedEngine(ABC):
     """What SGLang and vLLM have in common.
 
     `name` is the package's as well, `serve` what `python -m` runs, `deployed` what a user runs, `image` the
-    repository of its container images, `ours` the flags that a task may not give, with the reason.
+    repository of its container images, `ours` the flags that a task may not give, with the reason. `sizes`
+    are those of its `gpu_flags` that are integers from 1.
     """
 
     name: ClassVar[str]
@@ -65,12 +73,16 @@ class PackagedEngine(ABC):
     deployed: ClassVar[tuple[str, ...]]
     image: ClassVar[str]
     ours: ClassVar[Mapping[str, str]]
+    sizes: ClassVar[Collection[str]]
+    gpu_flags: ClassVar[Collection[str]]
     signs: ClassVar[Sequence[Sign]]
     flush_paths: ClassVar[Sequence[str]]
     environment: ClassVar[Mapping[str, str]] = {}  # unless the surroundings or the task say otherwise
     simulated = False
 
     def __init__(self, task: Task) -> None:
+        if problems := size_problems(task, self.sizes):
+            raise TaskError(task.task_name or "task", problems)
         self.task = task
         python = task.engine.python or sys.executable
         self.command = tuple(task.engine.command or (python, "-m", *self.serve))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from tuner.engines.base import Config, ServerInfo
-from tuner.engines.packaged import PackagedEngine
+from tuner.engines.packaged import PackagedEngine, size_in
 from tuner.engines.server import OF_THE_GPUS, Server, Sign, call
 from tuner.failures import Cause
 from tuner.secrets import is_secret
@@ -38,11 +39,11 @@ SIGNS = (
     Sign.of(r"^AssertionError: .*exceeds the maximum allowed length", Cause.INVALID_FLAGS),
     Sign.of(r"^\[.*\] Subprocess \S+ \(pid=\d+\) crashed", Cause.CRASH),  # in mid-log, by SGLang's watcher
 )
-_SIZES = (  # each with the other spelling that SGLang takes
-    ("tp-size", "tensor-parallel-size"),
-    ("pp-size", "pipeline-parallel-size"),
-    ("dp-size", "data-parallel-size"),
-)
+_SIZES = {  # by every spelling that SGLang takes
+    **dict.fromkeys(("tp-size", "tensor-parallel-size"), "tp"),
+    **dict.fromkeys(("pp-size", "pipeline-parallel-size"), "pp"),
+    **dict.fromkeys(("dp-size", "data-parallel-size"), "dp"),
+}
 _OURS = {  # flags that this adapter gives, or whose effect its client would not survive
     **dict.fromkeys(("model-path", "model"), "comes from model.id_or_path"),
     "served-model-name": "comes from benchmark.model_name",
@@ -70,6 +71,8 @@ class SGLangEngine(PackagedEngine):
     deployed = ("python", "-m", "sglang.launch_server")
     image = "lmsysorg/sglang"
     ours = _OURS
+    sizes = tuple(_SIZES)
+    gpu_flags = (*_SIZES, "enable-dp-attention", "device")
     signs = SIGNS
     flush_paths = ("flush_cache?timeout=20",)  # waits for requests that were cut off
 
@@ -119,11 +122,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _ranks(flags: Config) -> int:
-    tp, pp, dp = (_first_number(flags, names) for names in _SIZES)
-    return tp * pp * (1 if flags.get("enable-dp-attention") else dp)  # there dp lies within tp
-
-
-def _first_number(flags: Config, names: Sequence[str]) -> int:
-    """The value of the first of `names` that is given, 1 where none is (or is no number, see `check`)."""
-    given = (flags[name] for name in names if name in flags)
-    return next((value for value in given if isinstance(value, int) and value >= 1), 1)
+    """Of a size that is given in two spellings the last holds, as with argparse."""
+    sizes = {_SIZES[flag]: size_in(value) for flag, value in flags.items() if flag in _SIZES}
+    if flags.get("enable-dp-attention"):
+        sizes.pop("dp", None)  # which lies within tp there
+    return math.prod(sizes.values())

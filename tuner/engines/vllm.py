@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from tuner.engines.base import Config, ServerInfo, Value
-from tuner.engines.packaged import PackagedEngine, refused
+from tuner.engines.packaged import PackagedEngine, refused, size_in
 from tuner.engines.server import OF_THE_GPUS, Server, Sign, call
 from tuner.failures import Cause
 from tuner.secrets import is_secret
@@ -39,7 +40,7 @@ SIGNS = (
     Sign.of(r"^\s*Value error, |must be divisible|is not divisible", Cause.INVALID_FLAGS),
     Sign.of(r"\] ([\w.]+Error|[\w.]+Exception): .", Cause.CRASH),  # of a process below, in mid-log
 )
-_GPU_FACTORS = (
+_SIZES = (
     *("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"),
     "prefill-context-parallel-size",
 )
@@ -86,16 +87,14 @@ class VllmEngine(PackagedEngine):
     deployed = ("vllm", "serve")
     image = "vllm/vllm-openai"
     ours = _OURS
+    sizes = gpu_flags = _SIZES
     signs = SIGNS
     flush_paths = ("reset_prefix_cache",)
     environment = _ENVIRONMENT
 
     def gpus(self, config: Config) -> int:
         flags = self._flags_of(config)
-        count = 1
-        for flag in _GPU_FACTORS:
-            count *= int(flags.get(flag) or 1)
-        return count
+        return math.prod(size_in(flags.get(flag)) for flag in _SIZES)
 
     def check(self, config: Config) -> None:
         """Refuses what the installed version's own parser would refuse, and a batch that is too small."""

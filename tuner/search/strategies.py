@@ -26,7 +26,6 @@ from tuner.space import SearchSpace
 from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.suggestion import METRIC, MODE, Config, metric_names
 from tuner.task import Task
-from tuner.task.engine import GPU_FLAGS
 from tuner.task.optimization import Optimization
 
 MEASURED_AGAIN = 2  # of the best configurations of earlier studies: the first trials of this one
@@ -70,19 +69,21 @@ def make_searcher(
     space: SearchSpace | None = None,
     known: Experience = NOTHING,
     past: Past | None = None,
+    gpu_flags: Sequence[str] = (),
     **limits: Any,
 ) -> StudySearcher:
     """The searcher of a task's strategy, over the task's space unless another is given.
 
     What is `known` before is told to it: the best of its data are measured first, the priors guide a
     Gaussian process until trials say otherwise. UsageError for a sampler that cannot be told. Of a study
-    that goes on, the `past` is told as well. `limits` are passed on to `StudySearcher`.
+    that goes on, the `past` is told as well. `gpu_flags` are the parameters that a trial's GPUs depend on,
+    a hierarchical search's first stage. `limits` are passed on to `StudySearcher`.
     """
     space, options = space or task.space, task.optimization
     every = past.configs() if past else []
     tried = [config for config in every if space.contains(config)]
     budget = planned_trials(task, elsewhere=len(every) - len(tried))
-    inner = _inner(task, space, seed, budget, known, tried)
+    inner = _inner(task, space, seed, budget, known, tried, gpu_flags)
     repeats = planned_repeats(options.confirm, FINALISTS, baseline=options.baseline)
     searcher = StudySearcher(
         inner.searcher,
@@ -110,7 +111,13 @@ def make_searcher(
 
 
 def _inner(
-    task: Task, space: SearchSpace, seed: int, budget: int, known: Experience, tried: Sequence[Config]
+    task: Task,
+    space: SearchSpace,
+    seed: int,
+    budget: int,
+    known: Experience,
+    tried: Sequence[Config],
+    gpu_flags: Sequence[str],
 ) -> Inner:
     """The strategy's searcher. What was `tried` before are its first points, which the study answers."""
     options = task.optimization
@@ -121,7 +128,7 @@ def _inner(
         plain = Encoding(tuple(space.domains), dict.fromkeys(space.domains, _AS_IT_IS), {})
         return Inner(GridSearcher(space, seed), plain)
     if options.strategy == "hierarchical":
-        return _staged(options, space, sampler, seed, budget)  # its stages propose the same again
+        return _staged(options, space, sampler, seed, budget, gpu_flags)  # its stages propose the same again
     ranked = sorted(known.data, key=lambda each: each[1])
     first = [*tried, *(config for config, _ in ranked[:MEASURED_AGAIN])]
     if options.strategy == "hybrid":
@@ -208,11 +215,18 @@ def _evolution(initial: int, seed: int) -> CmaEsSampler:
         )
 
 
-def _staged(options: Optimization, space: SearchSpace, sampler: str, seed: int, budget: int) -> Inner:
+def _staged(
+    options: Optimization,
+    space: SearchSpace,
+    sampler: str,
+    seed: int,
+    budget: int,
+    gpu_flags: Sequence[str],
+) -> Inner:
     """The groups of parameters in turn, then all of them together."""
     joint = _modelled(options, space, sampler, seed)
     names = list(joint.encoding.codes)
-    groups = [group for group in stages_of(names, options.stages, GPU_FLAGS) if group]
+    groups = [group for group in stages_of(names, options.stages, gpu_flags) if group]
     sizes = {name: space.domains[name].size() for name in names}
     stages = [
         Stage(_modelled(options, space.only(group), sampler, seed + 1 + number).searcher, most)

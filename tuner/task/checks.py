@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
 from tuner import space as spaces
 from tuner.errors import Problem
 from tuner.scenarios import parse_scenario
-from tuner.task.engine import GPU_FLAGS, reserved
+from tuner.task.engine import reserved
 from tuner.task.fields import shown
 from tuner.task.model import Task
-from tuner.task.parameters import CategoricalSpec, IntegerSpec
+from tuner.task.parameters import CategoricalSpec, IntegerSpec, Parameter
 
 _MOST_GPUS = 4096  # that one flag may ask for
 
@@ -22,9 +23,23 @@ def cross_problems(task: Task) -> list[Problem]:
     found = _flag_problems(task)
     for section in ("benchmark", "engine"):
         found += [(f"{section}.{key}", message) for key, message in getattr(task, section).problems()]
-    found += _promise_problems(task) + _tpot_problems(task) + _constraint_problems(task) + _gpu_problems(task)
+    found += _promise_problems(task) + _tpot_problems(task) + _constraint_problems(task)
     found += _stage_problems(task) + _front_problems(task) + _cmaes_problems(task) + _space_problems(task)
     return [Problem(path, message) for path, message in found]
+
+
+def size_problems(task: Task, sizes: Collection[str]) -> list[Problem]:
+    """Values of `sizes`, flags of the task's engine spelt with dashes, that are no numbers of GPUs."""
+    values: list[tuple[str, Any]] = []
+    for flag, spec in task.parameters.items():
+        values += _values_of(f"parameters.{flag}", spec) if flag.replace("_", "-") in sizes else []
+    for flag, value in task.engine.args.items():
+        values += [(f"engine.args.{flag}", value)] if flag.replace("_", "-") in sizes else []
+    return [
+        Problem(path, f"must be an integer from 1 to {_MOST_GPUS}, got {shown(value)}")
+        for path, value in values
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS
+    ]
 
 
 def _flag_problems(task: Task) -> list[tuple[str, str]]:
@@ -74,16 +89,6 @@ def _constraint_problems(task: Task) -> list[tuple[str, str]]:
                 if flag not in task.parameters:
                     path = f"constraints[{number}].{side}.{flag}"
                     found.append((path, f"is not one of the parameters{_nearest(task, flag)}"))
-    return found
-
-
-def _gpu_problems(task: Task) -> list[tuple[str, str]]:
-    """Sizes that are no numbers of GPUs."""
-    found = []
-    for flag in GPU_FLAGS:
-        for path, value in _values_of(task, flag):
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_GPUS:
-                found.append((path, f"must be an integer from 1 to {_MOST_GPUS}, got {shown(value)}"))
     return found
 
 
@@ -153,14 +158,12 @@ def _nearest(task: Task, flag: str) -> str:
     return f" (did you mean {near[0]}?)" if near else f" (known here: {', '.join(task.parameters)})"
 
 
-def _values_of(task: Task, flag: str) -> list[tuple[str, Any]]:
-    spec = task.parameters.get(flag)
-    if flag in task.engine.args:
-        return [(f"engine.args.{flag}", task.engine.args[flag])]
+def _values_of(path: str, spec: Parameter) -> list[tuple[str, Any]]:
+    """Path and value of what a parameter may be; its type where that is no list and no integer."""
     if isinstance(spec, list):
-        return [(f"parameters.{flag}[{i}]", value) for i, value in enumerate(spec)]
+        return [(f"{path}[{i}]", value) for i, value in enumerate(spec)]
     if isinstance(spec, CategoricalSpec):
-        return [(f"parameters.{flag}.values[{i}]", value) for i, value in enumerate(spec.values)]
+        return [(f"{path}.values[{i}]", value) for i, value in enumerate(spec.values)]
     if isinstance(spec, IntegerSpec):
-        return [(f"parameters.{flag}.low", spec.low), (f"parameters.{flag}.high", spec.high)]
-    return [] if spec is None else [(f"parameters.{flag}.type", spec.type)]
+        return [(f"{path}.low", spec.low), (f"{path}.high", spec.high)]
+    return [(f"{path}.type", spec.type)]

@@ -19,7 +19,6 @@ _RESERVED = {
     "served-model-name": "is the task's benchmark.model_name",
 }
 _ON_COMMAND_LINE = "is a secret, and every user of a machine sees its command lines: use engine.env"
-GPU_FLAGS = ("tp-size", "pp-size", "dp-size", "tensor-parallel-size", "pipeline-parallel-size")
 
 
 def reserved(flag: str) -> str:

@@ -6,7 +6,7 @@ give: its `space`, `objective`, `slo_terms` and `levels()`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -15,7 +15,7 @@ from tuner import objective as scoring
 from tuner import space as spaces
 from tuner.scenarios import Scenario, parse_scenario
 from tuner.task.benchmark import Benchmark
-from tuner.task.engine import GPU_FLAGS, EngineName, EngineOptions, Model, Resources
+from tuner.task.engine import EngineName, EngineOptions, Model, Resources
 from tuner.task.fields import FlagName, Prose, Section, Text
 from tuner.task.optimization import Optimization
 from tuner.task.parameters import ConstraintSpec, Parameter
@@ -140,10 +140,3 @@ class Task(Section):
             prefix_tokens=options.prefix_tokens(scenario),
             vocabulary=vocabulary_of(options.model_tokenizer or self.model.id_or_path),
         )
-
-    def gpu_range(self, gpus: Callable[[Mapping[str, Any]], int]) -> tuple[int, int]:
-        """The fewest and the most GPUs of a configuration, by the engine's own count `gpus(config)`."""
-        counts = {flag: self.space.domains[flag].values() for flag in GPU_FLAGS if flag in self.parameters}
-        ordered = {flag: sorted(map(int, map(str, values or ()))) for flag, values in counts.items()}
-        fewest = gpus({flag: values[0] for flag, values in ordered.items()})
-        return fewest, gpus({flag: values[-1] for flag, values in ordered.items()})

@@ -63,7 +63,7 @@ class Optimization(Section):
     stages: list[Annotated[list[FlagName], Field(min_length=1)]] = Field(
         [],
         description='Of `hierarchical`: groups of parameters, `[["tp-size"], ["mem-fraction-static", '
-        '"chunked-prefill-size"]]`. Default: the sizes that take GPUs, then the others two by two.',
+        '"chunked-prefill-size"]]`. Default: what the number of GPUs depends on, then the others two by two.',
     )
     objective: _Objectives = Field(
         "minimize_latency",

@@ -53,6 +53,7 @@ class LlamaCppEngine:
 
     name = "llamacpp"
     simulated = False
+    gpu_flags = ()
 
     def __init__(self, task: Task) -> None:
         self.task = task
