@@ -424,6 +424,32 @@ def test_a_ray_serve_config_of_sglang() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        ({"ep": 8}, {"ep_size": 8}),
+        ({"expert-parallel-size": 8, "attention-data-parallel-size": 2}, {"ep_size": 8, "attn_dp_size": 2}),
+        ({"fp8-gemm-backend": "auto"}, {"fp8_gemm_runner_backend": "auto"}),
+        ({"enable-hicache": True}, {"enable_hierarchical_cache": True}),
+        ({"enable-hicache": False}, {}),
+        ({"speculative-draft-model": "org/d"}, {"speculative_draft_model_path": "org/d"}),
+        ({"context-bucket": 8}, {"cuda_graph_prefill_max_context": 8}),
+        ({"no-lora-strict-loading": True}, {"lora_strict_loading": False}),
+        ({"no-lora-strict-loading": False}, {}),
+        ({"tensor-parallel-size": 4, "tp-size": 2}, {"tp_size": 2}),  # the last, as on the command line
+    ],
+)
+def test_flags_become_the_fields_that_sglang_has(flags: dict[str, Any], fields: dict[str, Any]) -> None:
+    config = config_of(ray_serve(deployment(flags=flags, model="org/m")))
+    assert config["engine_kwargs"] == {"model_path": "org/m", **fields}
+
+
+def test_what_vllm_is_told_not_to_do_is_a_false_field() -> None:
+    flags = {"no-enable-prefix-caching": True, "enforce-eager": False, "no-async-scheduling": None}
+    kwargs = config_of(ray_serve(deployment(engine="vllm", flags=flags)))["engine_kwargs"]
+    assert kwargs == {"enable_prefix_caching": False, "enforce_eager": False}
+
+
 def test_what_ray_serve_llm_cannot_run_is_refused() -> None:
     with pytest.raises(StudyError, match="runs vllm and sglang, not llamacpp"):
         ray_serve(deployment(engine="llamacpp"))

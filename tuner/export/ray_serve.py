@@ -17,10 +17,27 @@ from tuner.export.yaml import documents, quoted
 
 _APP = "ray.serve.llm:build_openai_app"
 _SGLANG = "ray.llm._internal.serve.engines.sglang.SGLangServer"
-_FIELDS = {  # of SGLang's ServerArgs, which other spellings of a flag end in
+# Fields of SGLang's ServerArgs that are not called as the flag is, by its parser (0.5.23).
+_FIELDS = {
     "tensor_parallel_size": "tp_size",
     "pipeline_parallel_size": "pp_size",
     "data_parallel_size": "dp_size",
+    "expert_parallel_size": "ep_size",
+    "ep": "ep_size",
+    "decode_context_parallel_size": "dcp_size",
+    "attention_data_parallel_size": "attn_dp_size",
+    "attention_context_parallel_size": "attn_cp_size",
+    "moe_data_parallel_size": "moe_dp_size",
+    "nccl_init_addr": "dist_init_addr",
+    "grpc_http_sidecar_port": "smg_http_sidecar_port",
+    "fp8_gemm_backend": "fp8_gemm_runner_backend",
+    "fp4_gemm_backend": "fp4_gemm_runner_backend",
+    "context_bucket": "cuda_graph_prefill_max_context",
+    "speculative_draft_model": "speculative_draft_model_path",
+    "elastic_ep_join_mode": "ep_join_mode",
+    "elastic_ep_join_rank_offset": "ep_join_rank_offset",
+    "enable_hicache": "enable_hierarchical_cache",
+    "hierarchical_sparse_attention_extra_config": "hisparse_config",
 }
 _NVIDIA = re.compile(r"[A-Za-z]{1,2}\d+[A-Za-z]?(-\d+[Gg])?")
 _EARLY = (
@@ -34,12 +51,13 @@ def ray_serve(deployment: Deployment) -> str:
 
     Secrets are left to the environment of Ray's nodes: a config file is shown by the dashboard.
     """
-    kwargs = _kwargs(deployment.flags)
-    if deployment.engine == "sglang":  # whose fields keep JSON as text
-        kwargs = {_FIELDS.get(name, name): value for name, value in kwargs.items() if value is not False}
+    if deployment.engine == "sglang":  # which leaves `false` out, and whose fields keep JSON as text
+        given = _kwargs({flag: value for flag, value in deployment.flags.items() if value is not False})
+        kwargs = {_FIELDS.get(name, name): value for name, value in given.items()}
         kwargs, engine = {"model_path": deployment.model, **kwargs}, {"server_cls": _SGLANG}
     elif deployment.engine == "vllm":
-        kwargs, engine = {name: _parsed(value) for name, value in kwargs.items()}, {"llm_engine": "vLLM"}
+        given = _kwargs(deployment.flags)
+        kwargs, engine = {name: _parsed(value) for name, value in given.items()}, {"llm_engine": "vLLM"}
     else:
         raise StudyError(f"Ray Serve LLM runs vllm and sglang, not {deployment.engine}")
     if _replicas(kwargs) > 1 and not kwargs.get("enable_dp_attention"):  # which lies within tp_size
@@ -79,7 +97,7 @@ def _kind(accelerator: str) -> str:
 
 
 def _kwargs(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments: null is left out, `a.b` is the key b of a."""
+    """Keyword arguments: null is left out, `a.b` is the key b of a, `no-a: true` says that a is not."""
     found: dict[str, Any] = {}
     for flag, value in flags.items():
         name, dot, key = flag.partition(".")
@@ -91,6 +109,8 @@ def _kwargs(flags: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(nested, dict):
                 raise StudyError(f"{name} is given whole and in part")
             nested[key] = value
+        elif value is True and name.startswith("no_"):
+            found[name.removeprefix("no_")] = False
         else:
             found[name] = value
     return found
