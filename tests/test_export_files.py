@@ -252,6 +252,7 @@ def test_a_kubernetes_deployment_and_its_service() -> None:
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "my-study", "key": "HF_TOKEN"}}},
     ]
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert spec["template"]["spec"]["enableServiceLinks"] is False  # no VLLM_PORT of a Service called vllm
     assert "*id" not in text and "&id" not in text
 
 
@@ -265,6 +266,8 @@ def test_probes_wait_for_a_model_that_loads_for_minutes() -> None:
     }
     assert patience["startupProbe"] >= 1200 > patience["livenessProbe"] > patience["readinessProbe"]
     assert all(container[name]["timeoutSeconds"] >= 5 for name in patience)
+    [found, _] = read(kubernetes(deployment()))
+    assert found["spec"]["progressDeadlineSeconds"] > patience["startupProbe"]  # the image is pulled before
 
 
 def test_what_a_kubernetes_deployment_mounts() -> None:

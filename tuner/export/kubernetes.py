@@ -10,6 +10,7 @@ from tuner.export.yaml import Quoted, documents
 CACHE = "/huggingface"
 _SHM = "dshm"  # as OME's own runtimes call it
 LOADING_S = 1800  # for a model of hundreds of gigabytes that comes from a hub
+_PULLING_S = 600  # for an image of tens of gigabytes
 
 
 def kubernetes(deployment: Deployment) -> str:
@@ -42,12 +43,14 @@ def kubernetes(deployment: Deployment) -> str:
         "metadata": metadata,
         "spec": {
             "replicas": 1,
+            "progressDeadlineSeconds": LOADING_S + _PULLING_S,  # or it has failed while it still loads
             "strategy": {"type": "Recreate"},  # a new pod could wait for ever for the GPUs of the old one
             "selector": {"matchLabels": labels},
             "template": {
                 "metadata": {"labels": labels},
                 "spec": {
                     "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,  # a Service "vllm" would set VLLM_PORT, vLLM's own variable
                     "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
                     "containers": [container],
                     "volumes": [volume for _, volume in volumes],
