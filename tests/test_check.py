@@ -9,12 +9,28 @@ from typing import Any
 import pytest
 
 from tuner.check import check_task
+from tuner.cli import main
 
 
 def lines(tmp_path: Path, **task: Any) -> list[str]:
     path = tmp_path / "task.json"
     path.write_text(json.dumps(task))
     return list(check_task(path))
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "run", "trial", "predict", "trial --virtual", "run --virtual", "check --engine vllm"]
+)
+def test_a_size_is_refused_with_file_key_and_value(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sizes.json"
+    path.write_text('{"task_name": "other", "parameters": {"tensor-parallel-size": [0, 1]}}')
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), str(path)])
+    assert ended.value.code == 2
+    expected = f"error: {path}: parameters.tensor-parallel-size[0]: must be an integer from 1 to 4096, got 0"
+    assert expected in capsys.readouterr().err
 
 
 PARAMETERS = {

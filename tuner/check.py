@@ -12,7 +12,7 @@ from random import Random
 from tuner.capacity import gpu_range
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
-from tuner.errors import EngineUnavailable, Problem, TaskError
+from tuner.errors import EngineUnavailable, Problem, TaskError, told_of
 from tuner.failures import TrialFailed
 from tuner.plan import (
     FINALISTS,
@@ -37,7 +37,8 @@ _MOST_CHECKED = 2000  # configurations that are put to the engine's own check
 def check_task(path: Path, engine_name: str | None = None) -> Iterator[str]:
     """Lines on the task at `path`; TaskError, or EngineUnavailable after them, where it cannot be run."""
     task = load_task(path)
-    engine = make_engine(task, engine_name)
+    with told_of(str(path)):
+        engine = make_engine(task, engine_name)
     version, missing = _version(engine)
     every = ", ".join(f"{objective.meaning} ({objective.name})" for objective in task.objectives)
     yield f"Task        {task.task_name}: {every}"

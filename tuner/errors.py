@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -53,6 +55,17 @@ class TaskError(UsageError):
         self.source = source
         self.problems = tuple(problems)
         super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+@contextmanager
+def told_of(source: str) -> Iterator[None]:
+    """What an engine finds wrong with a task is told of its file, `source`, where it has one."""
+    try:
+        yield
+    except TaskError as wrong:
+        if not source:
+            raise
+        raise TaskError(source, list(wrong.problems)) from wrong
 
 
 class EngineUnavailable(UsageError):

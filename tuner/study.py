@@ -23,7 +23,7 @@ from tuner.capacity import capacity_for, gpu_flags_of, refusal
 from tuner.cluster import cluster, gpus_by_kind, nodes_of
 from tuner.dashboard import StudyMetrics, show_log, trial_name
 from tuner.engines.base import Engine
-from tuner.errors import EngineUnavailable, UsageError
+from tuner.errors import EngineUnavailable, UsageError, told_of
 from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
 from tuner.progress import StudyProgress
@@ -105,7 +105,8 @@ def run_study(
     """
     if calibration is not None:
         task = _calibrated(task, calibration, engine, virtual=virtual, is_prior=prior is not None)
-    chosen = rig(task, engine, virtual=virtual)
+    with told_of(source):
+        chosen = rig(task, engine, virtual=virtual)
     chosen.load.require()
     adapter = chosen.engine
     secrets, version = _secrets(task, source), adapter.version()

@@ -17,7 +17,7 @@ from tuner.cli.options import (
     study_argument,
     task_argument,
 )
-from tuner.errors import UsageError
+from tuner.errors import UsageError, told_of
 
 
 @click.command(epilog=examples("tuner check configs/quickstart.json\ntuner check task.json --engine sglang"))
@@ -59,7 +59,8 @@ def predict(
 
     task = load_task(task_path)
     seed = (task.optimization.seed or 0) if seed is None else seed
-    found = forecast(task, gpu=gpu, top=top, seed=seed, calibration=calibration)
+    with told_of(str(task_path)):
+        found = forecast(task, gpu=gpu, top=top, seed=seed, calibration=calibration)
     for line in [json.dumps(found.document(), indent=2)] if as_json else found.lines():
         click.echo(line)
     sys.exit(0 if found.best else 4)

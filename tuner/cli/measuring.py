@@ -16,7 +16,7 @@ import click
 
 from tuner.cli.options import engine_option, examples, results_option, task_argument, virtual_option
 from tuner.cli.screen import console_for, show
-from tuner.errors import UsageError
+from tuner.errors import UsageError, told_of
 from tuner.results import data_home
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: 
     task = load_task(task_path)
     config = config_of(flags)
     seed = task.optimization.seed or 0
-    measured_by = rig(task, engine, virtual=virtual, seed=seed)
+    with told_of(str(task_path)):
+        measured_by = rig(task, engine, virtual=virtual, seed=seed)
     adapter = measured_by.engine
     version = adapter.version()
     began, clock = datetime.now(UTC), time.monotonic()

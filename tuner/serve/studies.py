@@ -15,7 +15,7 @@ from threading import Lock
 
 from tuner.analysis import objective_of, summary
 from tuner.check import check_task
-from tuner.errors import StudyError, TaskError, TunerError
+from tuner.errors import StudyError, TaskError, TunerError, told_of
 from tuner.failures import OF_THE_CLUSTER
 from tuner.report import sentences
 from tuner.results import ResultStore, StudyResults, data_home, new_study_name, studies
@@ -93,7 +93,8 @@ class Studies:
                     return task, list(check_task(path, options.engine))
             except TaskError as error:  # which names a file that only this server knows
                 raise TaskError(upload.name, list(error.problems)) from None
-        simulated = rig(task, options.engine, virtual=True)
+        with told_of(upload.name):
+            simulated = rig(task, options.engine, virtual=True)
         return task, [f"Task        {task.task_name}, on the {simulated.engine.name} in virtual time"]
 
     def submit(self, upload: Upload, options: Options) -> StudyBody:
