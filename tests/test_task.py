@@ -210,7 +210,8 @@ def test_levels_are_every_scenario_at_every_concurrency() -> None:
         ("U(50,100)/(200,250)", 1),
     ]
     assert {(level.max_time_s, level.max_requests, level.warmup_requests) for level in levels} == {
-        (2.5, 7, 0)
+        (2.5, 8, 0),  # one for each stream
+        (2.5, 7, 0),
     }
 
 
