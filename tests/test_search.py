@@ -295,3 +295,24 @@ def test_constraints_that_leave_little_of_a_continuous_space_do_not_end_the_sear
         searcher.on_trial_complete(str(len(flags) - 1), {"loss": float(len(flags))})
     assert len(flags) == 12
     assert all(task.space.contains(config) for config in flags[1:])
+
+
+def test_what_was_not_found_where_it_cannot_be_listed_is_sought_again_when_a_trial_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = {"low": 0.5, "high": 0.5}
+    task = make_task(
+        {
+            "parameters": {name: {"type": "float", "low": 0.0, "high": 1.0} for name in ("x", "y", "z")},
+            "constraints": [{"when": {"x": {"low": 0.0}}, "require": {"x": half, "y": half, "z": half}}],
+            "optimization": {"strategy": "random", "max_iterations": 12, "confirm": 0},
+        }
+    )
+    searcher = make_searcher(task, seed=0)
+    assert isinstance(searcher.suggest("the baseline"), dict)
+    assert searcher.suggest("more") is None, "one of a thousand million is left, and was not drawn"
+    tried: list[Any] = []
+    monkeypatch.setattr(SearchSpace, "allows", lambda space, config: tried.append(config))
+    assert searcher.suggest("more") is None and not tried
+    searcher.on_trial_complete("the baseline", {"loss": 1.0})
+    assert searcher.suggest("more") == Searcher.FINISHED and tried

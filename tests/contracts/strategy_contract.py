@@ -17,7 +17,8 @@ from tuner.capacity import Capacity, Node
 from tuner.failures import Cause, Failure, Stage
 from tuner.past import Past, PastTrial
 from tuner.search import StudySearcher, make_searcher
-from tuner.space import config_key
+from tuner.search.encoding import Encoding
+from tuner.space import SearchSpace, config_key
 from tuner.suggestion import ATTEMPTS, PLACED
 from tuner.task import Task, make_task
 
@@ -391,6 +392,31 @@ class StrategyContract:
         assert lost in refused and len(refused) == 4
         numbers = {trial["number"] for trial in trials} | set(refused)
         assert numbers == set(range(13))
+
+    def test_where_nothing_is_left_nothing_is_sought_while_the_last_trials_run(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of twelve configurations four are refused, so budget is left over for the repeats' time as well."""
+        no = Failure(Stage.CHECK, Cause.INVALID_FLAGS, "no")
+        searcher = self.searcher(self.task(max_iterations=100, confirm=2))
+        searcher.guard(lambda flags: no if flags.get("tp-size") == 4 else None, lambda *_: 2300.0)
+        running, names = dict[str, Flags](), map(str, itertools.count())
+
+        def begin() -> None:
+            while isinstance(trial := searcher.suggest(name := next(names)), dict):
+                running[name] = trial["flags"]
+
+        begin()
+        assert len(running) == 9
+        sought: list[str] = []
+        monkeypatch.setattr(Encoding, "decode", lambda *_: sought.append("a proposal") or {})
+        monkeypatch.setattr(SearchSpace, "grid", lambda *_: sought.append("the grid") or iter(()))
+        while running:
+            name = next(iter(running))
+            searcher.on_trial_complete(name, {"loss": better_than_the_defaults(running.pop(name))})
+            begin()
+        assert int(next(names)) >= 9 + 6 + 15, "nine trials, six repeats, and nothing after each of them"
+        assert not sought
 
     def test_a_study_in_which_everything_is_refused_ends(self) -> None:
         searcher = self.searcher(self.task(max_iterations=100, baseline=False))

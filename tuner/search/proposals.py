@@ -47,6 +47,7 @@ class Proposals:
         self._given_up: set[str] = set()
         self._asked = self._numbered = 0
         self._asked_in_a_row = _ASKED_IN_A_ROW
+        self._exhausted = False  # nothing was found when last asked, and nothing can have come since
 
     def guard(
         self, refuse: Callable[[Config], Failure | None], on_refused: Callable[[Suggestion, Failure], float]
@@ -70,7 +71,15 @@ class Proposals:
         return f"the engine has refused {_REFUSED_IN_A_ROW} configurations in a row"
 
     def next(self) -> Pending | None:
-        """A configuration that nobody has tried; None where there is none (for now)."""
+        """A configuration that nobody has tried; None where there is none.
+
+        Tune asks again several times a second while trials run: what was not found then is not sought again.
+        """
+        found = None if self._exhausted else self._sought()
+        self._exhausted = found is None
+        return found
+
+    def _sought(self) -> Pending | None:
         for _ in range(self._asked_in_a_row):
             if self.hopeless:
                 return None
@@ -93,6 +102,8 @@ class Proposals:
         """The trial came to that, which the inner searcher is told as often as it has proposed it."""
         self.losses[pending.suggestion.key] = losses
         self._tell(pending.inner_ids, losses)
+        if self._exhausted:  # of a space that cannot be listed, the inner searcher may now propose the rest
+            self._exhausted = self._space.enumerable()
 
     def give_up(self, pending: Pending) -> None:
         """A trial that was lost again and again teaches nothing, and is not proposed again."""
