@@ -13,10 +13,12 @@ from contracts.strategy_contract import (
     StrategyContract,
     bowl,
     corners,
+    past_with,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
 from tuner.errors import TaskError
 from tuner.search import make_searcher
@@ -69,6 +71,25 @@ class TestHierarchical(ContinuousStrategyContract):
         flags = Game(self.searcher(self.task(max_iterations=100), gpu_flags=["tp-size"])).flags
         assert [config["tp-size"] for config in flags[:3]] != [2, 2, 2]
         assert len({config["policy"] for config in flags[:3]}) == 1
+
+    @pytest.mark.parametrize("after", [14, 30])
+    def test_a_study_that_goes_on_knows_all_that_was_tried_and_stays_in_its_stage(
+        self, after: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With four at once, samplers propose by what runs at the moment, which does not come again."""
+        lists = {"x": list(range(9)), "y": list(range(9)), "z": list(range(9))}
+        task = self.task(lists, max_iterations=41, stages=[["z"], ["x", "y"]])
+        loss = lambda flags: bowl(flags, {"x": 2, "y": 7, "z": 6}, lists)  # noqa: E731
+        ended = Game(self.searcher(task), loss, at_once=4).trials[:after]
+        tried, stages = [trial["flags"] for trial in ended[1:]], 9 + 17
+        told: list[Flags] = []  # of what the stages propose, to the search of all parameters
+        monkeypatch.setattr(OptunaSearch, "add_evaluated_point", lambda self, point, loss: told.append(point))
+        random.Random(0).shuffle(ended)  # they end in another order than they begin
+        rest = Game(self.searcher(task, past=past_with(ended, loss)), loss, at_once=4).flags
+        assert len(tried) + len(rest) == 40
+        assert told == [*tried, *rest][:stages]
+        assert {(flags["x"], flags["y"]) for flags in told[:9]} == {(4, 4)}
+        assert {flags["z"] for flags in told[9:]} == {6}
 
 
 class TestHierarchicalTpe(StrategyContract):

@@ -86,8 +86,9 @@ class Past:
         return {**about, **kept, "resumed_at": resumed}
 
     def configs(self) -> list[dict[str, Value]]:
-        """What the search has tried, without repeats and the baseline."""
-        return [dict(trial.config) for trial in self.trials if trial.kind == "search"]
+        """What the search has tried, in the order of its proposals, without repeats and the baseline."""
+        searched = [trial for trial in self.trials if trial.kind == "search"]
+        return [dict(trial.config) for trial in sorted(searched, key=lambda trial: trial.number)]
 
 
 @dataclass(frozen=True)

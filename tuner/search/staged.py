@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tuner.suggestion import METRIC, MODE
+from tuner.suggestion import METRIC, MODE, Config
 
 SHARE_OF_STAGES = 0.6  # of all trials; the rest search all parameters together
 
@@ -19,10 +19,14 @@ Point = dict[str, Any]  # in the encoding of the samplers
 
 @dataclass
 class Stage:
-    """One group: the searcher of its parameters, and how often it is asked at the most."""
+    """One group: the searcher of its parameters, and how often it is asked at the most.
+
+    `tried` are the whole points that it had come to before the study went on: its searcher's first ones.
+    """
 
     searcher: Searcher
     most: int
+    tried: list[Point] = field(default_factory=list)
 
 
 class StagedSearcher(Searcher):
@@ -45,7 +49,7 @@ class StagedSearcher(Searcher):
             found = stage.searcher.suggest(trial_id) if stage.most > 0 else None
             if isinstance(found, dict):
                 stage.most -= 1
-                point = {**self._held, **found}
+                point = stage.tried.pop(0) if stage.tried else {**self._held, **found}
                 self._asked[trial_id] = stage.searcher, point
                 return point
             self._stages.pop(0)
@@ -76,6 +80,24 @@ def stages_of(names: Sequence[str], given: Sequence[Sequence[str]], first: Seque
     leading = [name for name in names if name in first]
     others = [name for name in names if name not in first]
     return [group for group in (leading, *(others[i : i + 2] for i in range(0, len(others), 2))) if group]
+
+
+def by_stage(
+    tried: Sequence[Config], stages: Sequence[Sequence[str]], most: Sequence[int], start: Config
+) -> list[list[Config]]:
+    """What was `tried`, in the order of its proposals, by the stage that proposed it; at last what none did.
+
+    A stage has begun where a parameter of it has left `start`, and is over where it has asked its `most`.
+    """
+    found: list[list[Config]] = [[] for _ in (*stages, "joint")]
+    now = 0
+    for config in tried:
+        moved = [place for place, names in enumerate(stages) if any(config[n] != start[n] for n in names)]
+        now = max(now, *moved, 0)
+        while now < len(stages) and len(found[now]) == most[now]:
+            now += 1
+        found[now].append(config)
+    return found
 
 
 def trials_of(stages: Sequence[Sequence[str]], sizes: Mapping[str, float], budget: int) -> list[int]:

@@ -21,7 +21,7 @@ from tuner.plan import FINALISTS, planned_repeats, planned_trials, sampler_of
 from tuner.search.encoding import Code, Encoding, encode, hyperopt_integers, optuna_integers
 from tuner.search.gp_sampler import GpSampler
 from tuner.search.searcher import StudySearcher
-from tuner.search.staged import Stage, StagedSearcher, stages_of, trials_of
+from tuner.search.staged import Stage, StagedSearcher, by_stage, stages_of, trials_of
 from tuner.space import SearchSpace
 from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.suggestion import METRIC, MODE, Config, metric_names
@@ -128,7 +128,7 @@ def _inner(
         plain = Encoding(tuple(space.domains), dict.fromkeys(space.domains, _AS_IT_IS), {})
         return Inner(GridSearcher(space, seed), plain)
     if options.strategy == "hierarchical":
-        return _staged(options, space, sampler, seed, budget, gpu_flags)  # its stages propose the same again
+        return _staged(options, space, sampler, seed, budget, tried, gpu_flags)
     ranked = sorted(known.data, key=lambda each: each[1])
     first = [*tried, *(config for config, _ in ranked[:MEASURED_AGAIN])]
     if options.strategy == "hybrid":
@@ -221,21 +221,23 @@ def _staged(
     sampler: str,
     seed: int,
     budget: int,
+    tried: Sequence[Config],
     gpu_flags: Sequence[str],
 ) -> Inner:
     """The groups of parameters in turn, then all of them together."""
-    joint = _modelled(options, space, sampler, seed)
-    names = list(joint.encoding.codes)
-    groups = [group for group in stages_of(names, options.stages, gpu_flags) if group]
-    sizes = {name: space.domains[name].size() for name in names}
-    stages = [
-        Stage(_modelled(options, space.only(group), sampler, seed + 1 + number).searcher, most)
-        for number, (group, most) in enumerate(zip(groups, trials_of(groups, sizes, budget), strict=True))
-    ]
+    sizes = {name: domain.size() for name, domain in space.domains.items() if domain.size() > 1}
+    groups = [group for group in stages_of(list(sizes), options.stages, gpu_flags) if group]
+    most = trials_of(groups, sizes, budget)
     middle = {name: domain.draw(0.5) for name, domain in space.domains.items()}
+    *shares, jointly = by_stage(tried, groups, most, middle)
+    joint = _modelled(options, space, sampler, seed, jointly)
+    encode_all = joint.encoding.encode
+    stages = []
+    for number, (group, share) in enumerate(zip(groups, shares, strict=True)):
+        searcher = _modelled(options, space.only(group), sampler, seed + 1 + number, share).searcher
+        over = any(shares[number + 1 :]) or jointly
+        stages.append(Stage(searcher, len(share) if over else most[number], list(map(encode_all, share))))
     assert isinstance(joint.searcher, OptunaSearch)
     return Inner(
-        StagedSearcher(stages, joint.searcher, joint.encoding.encode(middle)),
-        joint.encoding,
-        joint.expected_gain,
+        StagedSearcher(stages, joint.searcher, encode_all(middle)), joint.encoding, joint.expected_gain
     )
