@@ -66,6 +66,15 @@ def test_every_trial_comes_back_as_it_was(store: ResultStore) -> None:
     assert past.best["loss"] == lasting["loss"].min()
 
 
+def test_what_was_expected_of_a_trial_comes_back_but_to_another_task(tmp_path: Path) -> None:
+    made = studies.make()
+    made.trials[4]["expected_gain"] = 0.02
+    store = made.write(tmp_path)
+    assert [trial.expected_gain for trial in kept(store).trials[3:6]] == [None, 0.02, None]
+    adopted = kept(store, adopt=True, optimization={"max_iterations": 60})
+    assert all(trial.expected_gain is None for trial in adopted.trials), "there is more to gain, it may be"
+
+
 def test_the_time_in_which_a_study_lay_idle_does_not_count(store: ResultStore) -> None:
     trials = store.read().trials
     half = len(trials) // 2

@@ -27,6 +27,10 @@ from tuner.task import Task, make_task
 
 PLUGINS = Path(__file__).parent / "plugins"
 TREE = 6  # processes of one engine: watchdog, server, a session, a daemon, a child of each
+SUGGESTED = {
+    **{"number": 0, "kind": "search", "flags": {}, "attempt": 1},
+    **{"expected_gain": None, "cpus": 1, "avoid": []},
+}
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 on_the_cluster = pytest.mark.usefixtures("ray_cluster", "plug_in")
@@ -113,7 +117,7 @@ def test_after_an_early_stop(marker: str, tmp_path: Path) -> None:
     context = TrialContext("early", task_for(marker, level_s=2.0), "hostile", 0)
     tuner = tune.Tuner(
         trainable(context),
-        param_space={"number": 0, "kind": "search", "flags": {}, "attempt": 1, "cpus": 1, "avoid": []},
+        param_space=SUGGESTED,
         run_config=tune.RunConfig(
             name="early", storage_path=str(tmp_path), verbose=0, stop={"training_iteration": 2}
         ),
@@ -171,8 +175,7 @@ def test_after_the_driver_falls_silent(marker: str) -> None:
 
     task = task_for(marker, level_s=0.5)
     context = TrialContext("silent", task, "hostile", 0, abandoned_s=1.0)
-    config = {"number": 0, "kind": "search", "flags": {}, "attempt": 1, "cpus": 1, "avoid": []}
-    actor = ray.remote(trainable(context)).remote(config=config)
+    actor = ray.remote(trainable(context)).remote(config=SUGGESTED)
     for _ in range(2):  # where it runs, and its first load level
         result = ray.get(actor.train.remote(), timeout=120)
     assert not result["report"].done

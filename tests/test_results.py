@@ -149,7 +149,8 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 ADDED = {
     "attempts",
-    "lost",  # since then
+    "lost",
+    "expected_gain",  # since then
     *(
         "gpu_model",
         "gpu_others",
@@ -277,6 +278,7 @@ def trials(draw: st.DrawFn) -> tuple[TrialInfo, Report, list[Step]]:
         curve=draw(st.dictionaries(st.sampled_from([0.25, 0.5, 1.0]), SECONDS)),
         attempts=draw(st.integers(0, 3)),
         lost=draw(st.lists(TEXT.filter(bool), max_size=2)),
+        expected_gain=draw(st.none() | SECONDS),
     )
     return info, report, steps
 
@@ -372,6 +374,7 @@ def test_rows_of_any_trial_come_back(folder: Path, trial: tuple[TrialInfo, Repor
         "exit_code": failure and failure.exit_code,
         "curve": {f"{share:g}": loss for share, loss in info.curve.items()},
         **{"attempts": info.attempts, "lost": "\n".join(info.lost) or None},
+        "expected_gain": info.expected_gain,
         **{"levels_planned": 3, "levels_finished": len(steps), "stopped_early": info.stopped_early},
         **{"start_s": report.start_s, "duration_s": info.duration_s, "log_path": info.log_path},
         "model": TASK.model.id_or_path,

@@ -39,6 +39,18 @@ class TestHyperopt(ContinuousStrategyContract):
 class TestGp(ContinuousStrategyContract):
     optimization: ClassVar = {"strategy": "bayesian", "sampler": "gp"}
 
+    def test_a_search_that_goes_on_ends_when_it_would_have_ended(self) -> None:
+        """Seven in a row of which little is expected end it, wherever the study was cut off among them."""
+        lists = {"x": list(range(9)), "y": list(range(9))}
+        task = self.task(lists, max_iterations=60, convergence={"least_gain": 0.001})
+        loss = lambda flags: bowl(flags, {"x": 2, "y": 7}, lists)  # noqa: E731
+        searcher = self.searcher(task)
+        whole = Game(searcher, loss).trials
+        assert len(whole) < 30 and searcher.ended_early
+        for after in (len(whole) - 1, len(whole) - 4):
+            rest = Game(self.searcher(task, past=past_with(whole[:after], loss)), loss).trials
+            assert len(rest) == len(whole) - after
+
 
 class TestHybrid(ContinuousStrategyContract):
     optimization: ClassVar = {"strategy": "hybrid"}

@@ -7,6 +7,7 @@ nothing else has. Knows nothing of Ray or of samplers.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class PastTrial:
     """A trial whose end is known. `losses` are those of the task's objectives, of what was seen of it.
 
     `curve` has its first loss at each share of its load. One that was `refused` cost no trial.
+    `expected_gain` is what the sampler expected of it, where that is known and of the task as it is now.
     """
 
     number: int
@@ -48,6 +50,7 @@ class PastTrial:
     duration_s: float
     refused: bool
     finished: bool
+    expected_gain: float | None = None
 
     @property
     def whole(self) -> bool:
@@ -161,6 +164,8 @@ def past_of(store: ResultStore, task: Task, engine: Engine, version: str, *, ado
     changes = _changes(task, about, engine, version)
     _require_same(store.study, changes, adopt=adopt)
     trials, known = results.trials, _known(results)
+    if changes:  # then there may be more to gain than was expected
+        known = known.assign(expected_gain=math.nan)
     unfinished = trials["failure_cause"].notna()
     return Past(
         about={**about, "ended_early": None} if changes else about,
@@ -200,6 +205,7 @@ def _past_trial(row: Mapping[str, Any], task: Task) -> PastTrial:
         duration_s=float(row["duration_s"]),
         refused=row["attempts"] == 0,
         finished=ended is Status.FINISHED,
+        expected_gain=None if math.isnan(row["expected_gain"]) else float(row["expected_gain"]),
     )
 
 

@@ -34,6 +34,7 @@ class TrialInfo:
     curve: Mapping[float, float] = field(default_factory=dict)  # the loss at each share of the load
     attempts: int = 1  # 0: it was refused before it was started
     lost: Sequence[str] = ()  # what became of the attempts before the last
+    expected_gain: float | None = None  # by the sampler that proposed it, as a share of the objective
 
 
 def this_node() -> str:
@@ -97,6 +98,7 @@ def trial_row(task: Task, engine: Engine, info: TrialInfo, report: Report) -> di
         "curve": json.dumps({f"{share:.6g}": loss for share, loss in info.curve.items()}),
         "attempts": info.attempts,
         "lost": "\n".join(info.lost) or None,
+        "expected_gain": info.expected_gain,
         "levels_planned": report.planned,
         "levels_finished": report.finished,
         "max_load": min(report.max_loads.values(), default=None),

@@ -25,12 +25,14 @@ class Suggestion:
     """A trial to run: its number within the study, its kind ("baseline", "search", "confirm"), its flags.
 
     `attempt` counts from 1; every further one follows a trial that was lost, and avoids where it was.
+    `expected_gain` is what the sampler expects of it, a share of the objective, where it says so.
     """
 
     number: int
     kind: str
     config: Config
     attempt: int = 1
+    expected_gain: float | None = None
 
     @property
     def key(self) -> str:

@@ -109,6 +109,7 @@ class EngineTrial(tune.Trainable):
             accelerator=kind_of(ray.get_runtime_context().get_node_labels()),
             log_path=str(engine_log(context.study, config["number"])),
             attempts=config["attempt"],
+            expected_gain=config["expected_gain"],
         )
         self._name = trial_name(config["number"], config["flags"], config["attempt"])
         if not context.virtual:  # there, nothing writes a log

@@ -118,6 +118,7 @@ def past_with(trials: Sequence[dict[str, Any]], loss: Callable[[Flags], float] =
             duration_s=1.0,
             refused=False,
             finished=True,
+            expected_gain=trial["expected_gain"],
         )
         for trial in trials
     ]
@@ -147,8 +148,8 @@ class StrategyContract:
 
     def test_the_baseline_comes_first_and_trials_are_numbered(self) -> None:
         trials = Game(self.searcher(self.task(max_iterations=6))).trials
-        begun = {"number": 0, "kind": "baseline", "flags": {}, "attempt": 1, "cpus": 1, "avoid": []}
-        assert trials[0] == begun
+        begun = {"number": 0, "kind": "baseline", "flags": {}, "attempt": 1, "expected_gain": None}
+        assert trials[0] == {**begun, "cpus": 1, "avoid": []}
         assert [trial["number"] for trial in trials] == list(range(6))
         assert {trial["kind"] for trial in trials[1:]} == {"search"}
 

@@ -58,6 +58,7 @@ TRIALS = _schema(
     ("curve", _TEXT),
     ("attempts", _I32),
     ("lost", _TEXT),
+    ("expected_gain", _F64),
     ("levels_planned", _I32),
     ("levels_finished", _I32),
     ("max_load", _F64),

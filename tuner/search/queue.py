@@ -98,6 +98,7 @@ class Queue:
             "kind": suggestion.kind,
             "flags": dict(suggestion.config),
             "attempt": suggestion.attempt,
+            "expected_gain": suggestion.expected_gain,
             "cpus": self.capacity.cpus_for(suggestion.config),
             "avoid": pending.avoids,
         }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -93,6 +94,8 @@ class StudySearcher(Searcher):
         self._proposals.recall(past.next_number, len(past.trials), past.lacked)
         self.ended_early = past.ended_early
         self._end.resumed(past.elapsed_s)
+        for trial in sorted(past.trials, key=lambda trial: trial.number):  # in the order of their proposals
+            self._end.expects(trial.expected_gain)
         for trial in past.trials:  # in the order in which they ended
             if self.stopping and trial.whole:
                 self.stopping.finished(trial.curve)
@@ -236,5 +239,6 @@ class StudySearcher(Searcher):
             return self._proposals.new("baseline", {})
         found = self._proposals.next()
         if found and found.inner_ids:  # by the sampler
-            self._end.expects(self._expected_gain())
+            found.suggestion = replace(found.suggestion, expected_gain=self._expected_gain())
+            self._end.expects(found.suggestion.expected_gain)
         return found
