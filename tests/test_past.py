@@ -15,6 +15,7 @@ import pytest
 import studies
 from contracts.strategy_contract import Game
 
+from tuner import run_study
 from tuner.analysis.trials import busy_s
 from tuner.engines import make_engine
 from tuner.errors import StudyError, UsageError
@@ -203,6 +204,36 @@ def test_a_study_keeps_its_beginning() -> None:
         Setup(prior="simulator").going_on(about)
     with pytest.raises(UsageError, match="--calibration: the study was begun with none"):
         Setup(calibration="/other.json").going_on(about)
+
+
+def test_the_gpus_of_the_machine_that_a_study_was_begun_on_are_not_those_of_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        pass
+
+    def start(folder: str, num_gpus: int | None) -> None:
+        raise Started(num_gpus)
+
+    def resume(**options: Any) -> None:
+        run_study(task, study="s", results=tmp_path, resume=True, engine="simulator", **options)
+
+    task = make_task({"optimization": {"max_iterations": 2}})
+    begun = {"seed": 1, "started_at": "2026-01-01T00:00:00+00:00", "num_gpus": 2}
+    version = make_engine(task, "simulator").version()
+    engine = {"engine": "simulator", "engine_version": version}
+    ResultStore(tmp_path, "s").create({**begun, **engine, "task": task.model_dump(exclude_unset=True)})
+    monkeypatch.setattr("tuner.cluster.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("tuner.cluster._start_local", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for options, gpus in (({}, 2), ({"num_gpus": 3}, 3)):
+        with pytest.raises(Started, match=str(gpus)):
+            resume(**options)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UsageError, match="RAY_ADDRESS: no Ray cluster answers"):
+        resume()
+    with pytest.raises(UsageError, match=r"--num-gpus describes .* leave it out, or unset RAY_ADDRESS"):
+        resume(num_gpus=2)
 
 
 @pytest.mark.parametrize("key", ["engine", "engine_version", "seed", "started_at"])

@@ -48,7 +48,8 @@ def cluster(num_gpus: int | None, *, local_gpus: int | None = None) -> Iterator[
     elif address := os.environ.get("RAY_ADDRESS"):
         if num_gpus is not None:
             raise UsageError(
-                f"--num-gpus describes a local machine; the cluster at {address} has its own GPUs"
+                f"--num-gpus describes a local machine; the cluster at {address} has its own GPUs: "
+                "leave it out, or unset RAY_ADDRESS"
             )
         _connect(address)
         with _disconnecting():

@@ -96,7 +96,10 @@ class Past:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a study is run, beside its task; it stands in study.json, and holds when the study goes on."""
+    """How a study is run, beside its task; it stands in study.json, and holds when the study goes on.
+
+    `num_gpus` are a local cluster's: where the study goes on in another, that has its own.
+    """
 
     num_gpus: int | None = None
     max_concurrent: int | None = None

@@ -123,7 +123,8 @@ def run_study(
         setup = setup.going_on(past.about) if past else setup
         seed = seed_of(task, seed, past.about if past else None)
         known = _known(task, adapter, setup, root, seed)
-        with cluster(setup.num_gpus, local_gpus=LOGICAL_GPUS if adapter.simulated else None):
+        local_gpus = setup.num_gpus or (LOGICAL_GPUS if adapter.simulated else None)
+        with cluster(num_gpus, local_gpus=local_gpus):
             kind = required(task.resources.accelerator_type, gpus_by_kind(), simulated=adapter.simulated)
             capacity = capacity_for(adapter, task.space, lambda: nodes_of(kind), Sharing().share)
             searcher = make_searcher(
