@@ -200,6 +200,8 @@ def test_a_study_keeps_its_beginning() -> None:
     assert seed_of(make_task({}), None, about) == 7
     with pytest.raises(UsageError, match="--seed: the study was begun with 7"):
         seed_of(make_task({}), 8, about)
+    with pytest.raises(UsageError, match="--seed: the study was begun with 0"):
+        seed_of(make_task({}), 8, {"seed": 0})
     with pytest.raises(UsageError, match="--prior: the study was begun with none"):
         Setup(prior="simulator").going_on(about)
     with pytest.raises(UsageError, match="--calibration: the study was begun with none"):

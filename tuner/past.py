@@ -135,7 +135,8 @@ def seed_of(task: Task, asked: int | None, about: Mapping[str, Any] | None) -> i
 
 def _require_as_begun(option: str, asked: Any, was: Any) -> None:
     if asked not in (None, (), was):
-        raise UsageError(f"{option}: the study was begun with {was or 'none'}, and goes on with it")
+        before = "none" if was in (None, ()) else was
+        raise UsageError(f"{option}: the study was begun with {before}, and goes on with it")
 
 
 def newest_of(task: Task, root: str, *, virtual: bool = False) -> str | None:
