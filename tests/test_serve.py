@@ -495,6 +495,17 @@ def test_a_broken_study_is_an_error_of_ours(server: Served) -> None:
         assert answer.status == 500 and "study.json" in answer.json["error"]
 
 
+def test_a_broken_study_hides_no_other_in_the_list(server: Served) -> None:
+    for name in ("sound", "torn"):
+        make(name=name).write(server.root)
+    (server.root / "torn" / "study.json").write_text("{")
+    listed = server.ask("studies").json
+    found = {study["study"]: (study["state"], study["reason"]) for study in listed["studies"]}
+    assert listed["total"] == len(found) == 2
+    assert found["sound"] == (server.ask("studies/sound").json["state"], "")
+    assert found["torn"] == ("broken", server.ask("studies/torn").json["error"])
+
+
 def test_the_document_has_every_route_with_its_errors(kept: Served) -> None:
     document = kept.ask("/openapi.json", token=None).json
     for path, methods in document["paths"].items():

@@ -102,8 +102,8 @@ class StudyBody(Body):
     model: str
     objective: str
     maximise: bool = Field(description="Whether more of the objective is better.")
-    started_at: str = Field(description="ISO 8601.")
-    updated_at: str = Field(description="ISO 8601.")
+    started_at: str = Field(description="ISO 8601; empty where it cannot be read.")
+    updated_at: str = Field(description="ISO 8601; empty where it cannot be read.")
     progress: ProgressBody | None = None
     gain: str = Field("", description="What tuning bought, in one sentence, once it has ended.")
     job: str | None = Field(None, description="The Ray job that ran it last.")

@@ -15,14 +15,14 @@ from threading import Lock
 
 from tuner.analysis import objective_of, summary
 from tuner.check import check_task
-from tuner.errors import StudyError, TaskError, TunerError, told_of
+from tuner.errors import ResultsError, StudyError, TaskError, TunerError, told_of
 from tuner.failures import OF_THE_CLUSTER
 from tuner.report import sentences
 from tuner.results import ResultStore, StudyResults, data_home, new_study_name, studies
 from tuner.rig import rig
 from tuner.serve.jobs import Job, Jobs, JobState, Order
 from tuner.serve.models import BestBody, StudiesBody, StudyBody
-from tuner.serve.views import best_body, body_of, body_of_a_job
+from tuner.serve.views import best_body, body_of, body_of_a_job, unreadable_body
 from tuner.standing import State, standing
 from tuner.task import Task, load_task
 
@@ -118,8 +118,15 @@ class Studies:
         jobs, kept = self._newest_jobs(), studies(self.root)
         coming = [job for name, job in jobs.items() if name not in kept]
         names = [*(job.study for job in coming), *kept]
-        page = [self._body(name, jobs.get(name)) for name in names[offset : offset + limit]]
+        page = [self._listed(name, jobs.get(name)) for name in names[offset : offset + limit]]
         return StudiesBody(studies=page, total=len(names))
+
+    def _listed(self, name: str, job: Job | None) -> StudyBody:
+        """How one of many stands: one that cannot be read says why, and hides no other."""
+        try:
+            return self._body(name, job)
+        except ResultsError as error:
+            return unreadable_body(name, str(error), job)
 
     def study(self, name: str) -> StudyBody:
         """How one study stands; LookupError where there is none of that name."""

@@ -65,6 +65,19 @@ def body_of_a_job(job: Job, task: Task | None, virtual: bool, reason: str = "") 
     )
 
 
+def unreadable_body(name: str, reason: str, job: Job | None) -> StudyBody:
+    """A study of which there is no more to say than why it cannot be read."""
+    return StudyBody(
+        study=name,
+        state=State.BROKEN,
+        reason=reason,
+        kept=True,
+        **{"simulated": False, "engine": "", "model": "", "objective": "", "maximise": False},
+        **{"started_at": "", "updated_at": ""},
+        job=job.id if job else None,
+    )
+
+
 def best_body(name: str, results: StudyResults, answer: Summary, best: Trial) -> BestBody:
     """The best configuration of a study that has one."""
     gain = answer.gain and GainBody(share=answer.gain.share, low=answer.gain.low, high=answer.gain.high)
