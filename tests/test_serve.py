@@ -413,6 +413,14 @@ def test_what_is_not_finite_is_null_at_any_depth(server: Served) -> None:
         assert table["effective_args"][0] == json.dumps(expected)
 
 
+def test_lists_are_json_in_csv(server: Served) -> None:
+    make([{"tp-size": 2}], name="mine").write(server.root)
+    path = "studies/mine/trials?columns=gpu_ids"
+    csv = pd.read_csv(io.BytesIO(server.ask(f"{path}&format=csv").content))
+    lists = [row["gpu_ids"] for row in server.ask(path).json]
+    assert [json.loads(text) for text in csv["gpu_ids"]] == lists and any(lists)
+
+
 def test_some_columns_are_enough(kept: Served) -> None:
     rows = kept.ask("studies/older/trials?columns=score,trial").json
     assert [list(row) for row in rows[:2]] == [["trial", "score"]] * 2

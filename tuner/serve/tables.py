@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tuner.errors import UsageError
@@ -35,7 +36,7 @@ def written(frame: pd.DataFrame, table: str, form: Form, columns: Sequence[str] 
     """`frame`, which has the columns of `table`, or of them `columns`; times are ISO 8601, nulls are null.
 
     In JSON the columns with objects are objects, in CSV and Parquet they are JSON text, as in the files of
-    the study. UsageError for a column that the table has not.
+    the study; so are lists in CSV. UsageError for a column that the table has not.
     """
     schema = TABLES[table]
     if unknown := [name for name in columns if name not in schema.names]:
@@ -45,7 +46,8 @@ def written(frame: pd.DataFrame, table: str, form: Form, columns: Sequence[str] 
     if form is Form.JSON:
         records = frame.to_dict("records")
         return json.dumps([{name: _plain(row[name]) for name in chosen} for row in records]).encode()
-    texts = frame.map(lambda value: json.dumps(_plain(value)) if isinstance(value, dict) else value)
+    as_text = dict | list | np.ndarray if form is Form.CSV else dict
+    texts = frame.map(lambda value: json.dumps(_plain(value)) if isinstance(value, as_text) else value)
     if form is Form.CSV:
         return texts.to_csv(index=False).encode()
     sink = io.BytesIO()
