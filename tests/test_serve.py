@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -22,7 +23,8 @@ from tuner.export import FORMATS, best_deployment
 from tuner.failures import Cause
 from tuner.progress import StudyProgress
 from tuner.report.sentences import gain_sentence, other_objectives
-from tuner.results import TABLES, ResultStore
+from tuner.results import TABLES, ResultStore, default_root
+from tuner.serve import deployment, session
 from tuner.serve.jobs import Job, JobState, Order
 from tuner.serve.models import State
 from tuner.serve.studies import Studies
@@ -160,6 +162,24 @@ def test_a_study_that_its_job_could_not_make_says_why(server: Served) -> None:
     found = server.ask("studies/lost").json
     assert found["state"] == "broken" and found["reason"].startswith("error: a trial asks for more")
     assert server.ask("studies/lost/log").text == server.jobs.printed
+
+
+def test_a_study_that_its_job_left_elsewhere_says_so(server: Served) -> None:
+    server.jobs.become(server.post("studies?study=lost", TASK).json["job"], JobState.SUCCEEDED)
+    found = server.ask("studies/lost").json
+    assert (found["state"], found["kept"]) == ("broken", False)
+    assert found["reason"] == f"its job has ended, and kept no results in {server.root}"
+
+
+def test_jobs_keep_results_where_the_server_does_whatever_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deployment, "_Server", SimpleNamespace(bind=lambda root, token_digest: root))
+    for given, kept in (("here", str(tmp_path / "here")), ("s3://bucket/x", "s3://bucket/x")):
+        assert session.Place(results=given).root == kept
+        assert deployment.application(given, None) == kept
+    assert session.Place().root == deployment.application(None, None) == str(default_root())
 
 
 def test_a_study_that_is_cancelled_before_it_began_is_not_broken(server: Served) -> None:

@@ -9,7 +9,15 @@
 `schema` has the columns, `store` a study's files, `places` the folders and URIs that studies are kept in.
 """
 
-from tuner.results.places import STUDY_NAME, data_home, default_root, new_study_name, require_place, studies
+from tuner.results.places import (
+    STUDY_NAME,
+    data_home,
+    default_root,
+    fixed_root,
+    new_study_name,
+    require_place,
+    studies,
+)
 from tuner.results.schema import LATENCIES, SCHEMA_VERSION, STATISTICS, TABLES
 from tuner.results.store import ResultStore, StudyResults
 
@@ -23,6 +31,7 @@ __all__ = [
     "StudyResults",
     "data_home",
     "default_root",
+    "fixed_root",
     "new_study_name",
     "require_place",
     "studies",

@@ -33,6 +33,13 @@ def default_root() -> Path:
     return data_home() / "results"
 
 
+def fixed_root(root: str | Path | None) -> str:
+    """`root`, or the default one, by a name that means the same in whatever folder a process runs."""
+    if not root:
+        return str(default_root())
+    return str(root) if "://" in str(root) else str(Path(root).expanduser().absolute())
+
+
 def new_study_name(task_name: str) -> str:
     """A name for a study of that task which begins now."""
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", task_name).strip("-._")[:60] or "study"
@@ -101,7 +108,7 @@ def below(root: str, name: str) -> str:
 
 def filesystem_of(root: str | Path) -> tuple[pa.fs.FileSystem, str]:
     if "://" not in str(root):
-        return pa.fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+        return pa.fs.LocalFileSystem(), fixed_root(root)
     if looks_secret(str(root)):
         raise StudyError(
             "--results: results cannot be kept at a URI with keys in it, which process lists and logs would "

@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from tuner.errors import UsageError
-from tuner.results import default_root
+from tuner.results import fixed_root
 from tuner.serve.api import create_app
 from tuner.serve.ray_jobs import RayJobs
 from tuner.serve.tokens import digest, kept_token, token_in
@@ -38,7 +38,7 @@ class _Server:
 
 def application(root: str | None, token_digest: str | None) -> Application:
     """The application over the studies in `root`; `token_digest` None asks for no token."""
-    bound: Application = _Server.bind(root or str(default_root()), token_digest)  # type: ignore[attr-defined]
+    bound: Application = _Server.bind(fixed_root(root), token_digest)  # type: ignore[attr-defined]
     return bound
 
 

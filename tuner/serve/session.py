@@ -21,7 +21,7 @@ from ray.serve.schema import LoggingConfig
 from tuner.cluster import cluster
 from tuner.engines.gpus import all_gpus
 from tuner.errors import TunerError, UsageError
-from tuner.results import default_root, require_place
+from tuner.results import fixed_root, require_place
 from tuner.serve.deployment import NAME, application
 from tuner.serve.head import own_head
 from tuner.serve.ray_jobs import RayJobs
@@ -40,6 +40,11 @@ class Place:
     port: int = 8000
     results: str | None = None
     num_gpus: int | None = None
+
+    @property
+    def root(self) -> str:
+        """Where studies are kept; its jobs run in folders of their own, which Ray removes."""
+        return fixed_root(self.results)
 
     @property
     def url(self) -> str:
@@ -67,8 +72,7 @@ def serving(place: Place, token: str | None) -> Iterator[str]:
     if token is None and not is_loopback(place.host):
         raise UsageError(f"--no-token: only on loopback, not on {place.host}")
     _require_free(place)
-    root = place.results or str(default_root())
-    require_place(root)
+    require_place(place.root)
     own = not os.environ.get("RAY_ADDRESS")
     dashboard = ""
     with ExitStack() as running:
@@ -82,11 +86,11 @@ def serving(place: Place, token: str | None) -> Iterator[str]:
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_QUIET)
         try:
             with _deaf_at_the_end():
-                serve.run(application(root, token and digest(token)), name=NAME, logging_config=_QUIET)
+                serve.run(application(place.root, token and digest(token)), name=NAME, logging_config=_QUIET)
                 yield dashboard
         finally:
             if own:
-                _stop_jobs(root)  # all else ends with Ray
+                _stop_jobs(place.root)  # all else ends with Ray
             else:
                 serve.delete(NAME)
 

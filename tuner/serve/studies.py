@@ -205,7 +205,9 @@ class Studies:
         return body.model_copy(update={"gain": self._gain(body, store)}) if body.state.ended else body
 
     def _why(self, job: Job) -> str:
-        """What a job that failed said last."""
+        """What a job that failed said last; of one that ended well, that nothing of it is kept here."""
+        if job.state is JobState.SUCCEEDED:
+            return f"its job has ended, and kept no results in {self.root}"
         if job.state is not JobState.FAILED:
             return ""
         try:
