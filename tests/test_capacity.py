@@ -164,10 +164,14 @@ class Served:
     """A queue that hands out trials of these sizes on two nodes of four GPUs each, and their sizes."""
 
     def __init__(self, *sizes: int, share: float = 1.0) -> None:
+        self.gives_way = False
         self.nodes = [Node("a", "node a", 4.0, 8.0), Node("b", "node b", 4.0, 8.0)]
         self.queue = Queue(
             Capacity(
-                lambda config: int(str(config["tp-size"])), nodes=lambda: self.nodes, share=lambda: share
+                lambda config: int(str(config["tp-size"])),
+                nodes=lambda: self.nodes,
+                share=lambda: share,
+                gives_way=lambda: self.gives_way,
             )
         )
         self.due = [Pending(Suggestion(k, "search", {"tp-size": size})) for k, size in enumerate(sizes)]
@@ -231,6 +235,25 @@ def test_a_trial_that_fits_on_no_node_any_more_keeps_nobody_from_running() -> No
 def test_the_share_of_a_study_bounds_what_it_is_handed_out_on_all_nodes() -> None:
     served = Served(2, 2, 2, share=0.5)
     assert [served.next("a"), served.next("b"), served.next()] == [2, 2, None]
+
+
+def test_what_is_more_than_the_share_takes_turns_with_others() -> None:
+    served = Served(4, 4, share=0.25)
+    assert served.next("a") == 4, "though it is more than its share, for nobody holds anything"
+    served.gives_way = True
+    assert served.next() is None and served.queue.runs
+    served.queue.ended("0")
+    assert served.next() is None and not served.queue.runs and served.queue, "it is another's turn"
+    served.gives_way = False
+    assert served.next("a") == 4
+
+
+def test_within_its_share_a_study_goes_on_whoever_waits() -> None:
+    served = Served(2, 2, share=0.25)
+    served.gives_way = True
+    assert served.next("a") == 2
+    served.queue.ended("0")
+    assert served.next("a") == 2
 
 
 def test_where_no_trial_needs_a_gpu_cpus_count() -> None:

@@ -128,13 +128,16 @@ def test_trials_run_on_the_kind_that_their_task_requires(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_study_that_comes_second_does_not_wait_for_the_end_of_the_first(mixed: str, tmp_path: Path) -> None:
-    """Their trials are all of one size, so that no actor of the first would ever give back its GPU."""
+@pytest.mark.parametrize("kind", ["H100", "A100"], ids=["two at once", "one at a time"])
+def test_a_study_that_comes_second_does_not_wait_for_the_end_of_the_first(
+    mixed: str, kind: str, tmp_path: Path
+) -> None:
+    """Their trials are all of two GPUs, so that no actor of the first would ever give back its own."""
     more = {
         "parameters": {"tp-size": [2], "chunked-prefill-size": {"type": "integer", "low": 512, "high": 8192}}
     }
     search = {**small()["optimization"], "max_iterations": 20, "early_stopping": False, "baseline": False}
-    task = small(resources={"accelerator_type": "H100"}, optimization=search, **more)
+    task = small(resources={"accelerator_type": kind}, optimization=search, **more)
     first = on(mixed, tmp_path, "first", task)
     while not list((tmp_path / "first" / "trials").glob("*.parquet")):
         assert first.poll() is None
@@ -206,6 +209,32 @@ def test_who_leaves_free_what_he_could_take_waits_for_something_else() -> None:
     assert waits.shares(0.0, 5.0, 9.0, 11.0, 50.0) == [0.5, 0.5, 0.5, 1.0, 1.0]
     too_large = Watch(Demand(ME, BOTH, {OTHER: 4.0}, free=2.0, largest=8))
     assert too_large.shares(0.0, 50.0) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("seen", "gives_way"),
+    [
+        (Demand(ME, frozenset({ME}), {}, largest=1), False),
+        (Demand(ME, frozenset({ME}), {OTHER: 1.0}, largest=1), True),
+        (Demand(ME, frozenset(), {OTHER: 1.0}, free=1, largest=1), True),
+        (Demand(ME, frozenset({OTHER}), {THIRD: 1.0}, largest=1), False),
+        (Demand(ME, frozenset({ME}), {OTHER: 2.0}, largest=1), False),
+    ],
+    ids=["alone", "another waits", "who has yet to take it", "another has it", "never fits"],
+)
+def test_a_study_gives_way_until_another_has_its_turn(seen: Demand, gives_way: bool) -> None:
+    assert Sharing(lambda: seen, lambda: 0.0).gives_way() == gives_way
+
+
+def test_a_study_gives_way_once_to_who_does_not_take_it() -> None:
+    watch = Watch(Demand(ME, frozenset(), {OTHER: 1.0}, free=1, largest=1))
+    sharing = Sharing(watch.ask, lambda: watch.now)
+    found = []
+    for watch.now in (0.0, 9.0, 11.0):
+        found.append(sharing.gives_way())
+    watch.seen, watch.now = Demand(ME, frozenset({ME}), {OTHER: 1.0}, largest=1), 13.0
+    assert [*found, sharing.gives_way()] == [True, True, False, False]
+    assert sharing.share() == 0.5
 
 
 def test_the_cluster_is_not_asked_at_every_turn() -> None:

@@ -35,7 +35,8 @@ class Capacity:
     """The capacity of the nodes that `nodes()` lists, in GPUs; in CPUs where no trial needs a GPU.
 
     `gpus(config)` and `cpus(config)` are what a trial needs, `fewest` the least that one does. `share()` is
-    the part of all that this study may have beside others, 0 to 1.
+    the part of all that this study may have beside others, 0 to 1; `gives_way()` whether they go first where
+    a single trial is more than that.
     """
 
     gpus: Callable[[Config], int] = lambda config: 1
@@ -44,6 +45,7 @@ class Capacity:
     counts_gpus: bool = True
     fewest: int = 1
     share: Callable[[], float] = lambda: 1.0
+    gives_way: Callable[[], bool] = lambda: False
     left_out: dict[str, str] = field(default_factory=dict)  # by id: the name
     _lost: dict[str, int] = field(default_factory=dict)  # by id: how many in a row
 
@@ -140,7 +142,11 @@ def _ends(domain: Domain) -> Domain:
 
 
 def capacity_for(
-    engine: Engine, space: SearchSpace, nodes: Callable[[], Sequence[Node]], share: Callable[[], float]
+    engine: Engine,
+    space: SearchSpace,
+    nodes: Callable[[], Sequence[Node]],
+    share: Callable[[], float],
+    gives_way: Callable[[], bool],
 ) -> Capacity:
     """What `nodes` have for the trials of `engine` in `space`.
 
@@ -155,7 +161,7 @@ def capacity_for(
         )
     if not fewest:
         return Capacity(engine.gpus, engine.cpus, nodes, counts_gpus=False)
-    return Capacity(engine.gpus, engine.cpus, nodes, fewest=fewest, share=share)
+    return Capacity(engine.gpus, engine.cpus, nodes, fewest=fewest, share=share, gives_way=gives_way)
 
 
 def refusal(engine: Engine, config: Config, capacity: Capacity) -> Failure | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -40,13 +42,14 @@ from tuner.results import (
 from tuner.rig import calibrated, rig
 from tuner.search import LosingTrials, StudySearcher, make_searcher
 from tuner.secrets import redacted, referenced
-from tuner.sharing import Sharing
+from tuner.sharing import Sharing, demand
 from tuner.standing import Journal, State
 from tuner.suggestion import METRIC, MODE
 from tuner.task import Task
 from tuner.trial import TrialContext, trainable
 
 LOGICAL_GPUS = 8  # of a local cluster on which the engine is simulated
+_TURN_S = 0.5  # after which a study that gave way looks whether it may go on
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,16 @@ def run_study(
         local_gpus = setup.num_gpus or (LOGICAL_GPUS if adapter.simulated else None)
         with cluster(num_gpus, local_gpus=local_gpus):
             kind = required(task.resources.accelerator_type, gpus_by_kind(), simulated=adapter.simulated)
-            capacity = capacity_for(adapter, task.space, lambda: nodes_of(kind), Sharing().share)
+            sharing, space = Sharing(lambda: demand(nodes_of(kind))), task.space
+            capacity = capacity_for(
+                adapter, space, lambda: nodes_of(kind), sharing.share, sharing.gives_way
+            )
             searcher = make_searcher(
                 task,
                 seed=seed,
                 known=known,
                 past=past,
-                gpu_flags=gpu_flags_of(task.space, adapter),
+                gpu_flags=gpu_flags_of(space, adapter),
                 capacity=capacity,
             )
             about = _about(task, adapter, version, searcher.budget, seed, setup, source)
@@ -215,8 +221,30 @@ def _searched(
 def _fit(
     context: TrialContext, searcher: StudySearcher, recorder: Recorder, at_once: int, scratch: str
 ) -> bool:
-    """Lets Tune run the trials; whether that was interrupted."""
-    tuner = tune.Tuner(
+    """Lets Tune run the trials; whether that was interrupted.
+
+    Tune keeps its last actor, and with it the GPUs, until it has ended. Where others wait for these it ends,
+    and begins anew when they have had their turn.
+    """
+    try:
+        with _sigterm_interrupts():
+            for turn in itertools.count():
+                _tuner(context, searcher, recorder, at_once, f"{scratch}/{turn}").fit()
+                if not searcher.waits:
+                    return False
+                LOG.info("Study %s: another one waits for the GPUs, and goes first", context.study)
+                while searcher.gives_way:
+                    time.sleep(_TURN_S)
+    except KeyboardInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would break into the clean-up
+    return True
+
+
+def _tuner(
+    context: TrialContext, searcher: StudySearcher, recorder: Recorder, at_once: int, scratch: str
+) -> tune.Tuner:
+    return tune.Tuner(
         trainable(context),
         tune_config=tune.TuneConfig(
             metric=METRIC,
@@ -236,14 +264,6 @@ def _fit(
             callbacks=[recorder],
         ),
     )
-    try:
-        with _sigterm_interrupts():
-            tuner.fit()
-    except KeyboardInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would break into the clean-up
-        return True
-    return False
 
 
 def _trial_name(trial: Any) -> str:

@@ -310,6 +310,25 @@ class StrategyContract:
         second = searcher.suggest("b")
         assert isinstance(second, dict) and second["number"] == 1
 
+    def test_a_study_that_gives_way_ends_for_tune_and_goes_on_where_it_was(self) -> None:
+        others = [False]
+        one = Capacity(nodes=lambda: [Node("", "", 1.0, 8.0)], share=lambda: 0.5, gives_way=lambda: others[0])
+        task = self.task(max_iterations=9, confirm=1)
+        searcher, trials, turns = self.searcher(task, capacity=one), [], 1
+        while True:
+            trial = searcher.suggest(name := f"{len(trials)}-{turns}")
+            if isinstance(trial, dict):
+                trials.append(trial)
+                searcher.on_trial_complete(name, {"loss": better_than_the_defaults(trial["flags"])})
+                others[0] = True  # who wait by now
+            elif trial == Searcher.FINISHED and searcher.waits:
+                assert searcher.gives_way
+                others[0], turns = False, turns + 1
+            else:
+                break
+        assert trial == Searcher.FINISHED and turns == len(trials) == 9 + 3
+        assert trials == Game(self.searcher(task), better_than_the_defaults).trials
+
     def test_constraints_are_obeyed(self) -> None:
         constraints = [
             {"when": {"tp-size": {"low": 2}}, "require": {"policy": "lpm"}},

@@ -44,13 +44,18 @@ class Queue:
     def __bool__(self) -> bool:
         return bool(self._running or self._waiting)
 
+    @property
+    def runs(self) -> bool:
+        """Whether anything was handed out that has not ended."""
+        return bool(self._running)
+
     def next(self, due: Callable[[], Pending | None]) -> Pending | None:
         """The first that fits into what is free, those that wait before what is `due`; None for now.
 
-        Where nothing runs, it is the first. A small one may overtake a large one that waits, which keeps
-        GPUs busy, but not for ever.
+        Where nothing runs, it is the first, unless others are to have their turn before. A small one may
+        overtake a large one that waits, which keeps GPUs busy, but not for ever.
         """
-        free = self._free() if self._running else math.inf
+        free = self._free() if self._running or self.capacity.gives_way() else math.inf
         while True:
             for place, pending in enumerate(self._waiting):
                 if self.capacity.needs(pending.suggestion.config) <= free:

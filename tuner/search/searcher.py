@@ -77,6 +77,16 @@ class StudySearcher(Searcher):
         """Trials of the search at the most, and of the confirmation once it is known what is repeated."""
         return self.budget + self._repeats.planned
 
+    @property
+    def waits(self) -> bool:
+        """Whether Tune was told that it is finished only to give back the GPUs for which others wait."""
+        return bool(self._queue)
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether those others have not taken them yet."""
+        return self._queue.capacity.gives_way()
+
     def guard(
         self, refuse: Callable[[Config], Failure | None], on_refused: Callable[[Suggestion, Failure], float]
     ) -> None:
@@ -116,11 +126,14 @@ class StudySearcher(Searcher):
         self._measure(key, dict(trial.config), trial.share)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        """The next trial's configuration; None while no GPU is free for it, FINISHED at the end."""
+        """The next trial's configuration; None while no GPU is free for it, FINISHED at the end.
+
+        FINISHED as well where nothing runs and others are to have their turn: see `waits`.
+        """
         self._searched -= self._proposals.withdrawn()
         pending = self._queue.next(self._due)
         if pending is None:
-            return None if self._queue else Searcher.FINISHED
+            return None if self._queue.runs else Searcher.FINISHED
         if pending.suggestion.kind != "confirm":
             self._end.began()
         return self._queue.starts(trial_id, pending)
