@@ -163,6 +163,8 @@ BROKEN = [
     wrong("benchmark", "traffic_scenarios", '["D(100)"]', ("benchmark.traffic_scenarios[0]", "scenario 'D(100)'")),
     wrong("benchmark", "traffic_scenarios", '["D(100,100)", "E(64)"]', ("benchmark.traffic_scenarios[1]", "embeddings are known to genai-bench, but not served here")),
     wrong("benchmark", "task", '"text-to-image"', ("benchmark.task", "must be 'text-to-text', got 'text-to-image'")),
+    wrong("benchmark", "additional_params", '{"api_key": "s3cretpassw0rd"}', ("benchmark.additional_params", "api_key is a secret, which no file should hold")),
+    wrong("benchmark", "additional_params", '{"a": [{"password": "hunter22"}]}', ("benchmark.additional_params", "password is a secret, which no file should hold")),
     wrong("benchmark", "additional_params", '{"stream": false}', ("benchmark.additional_params", "stream is set by the load generator")),
     wrong("", "runtime_image_tag", '"v1; rm"', ("runtime_image_tag", "got 'v1; rm'")),
     wrong("engine", "args", '{"--tp-size": 1}', ("engine.args.--tp-size", "without leading dashes")),

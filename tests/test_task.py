@@ -88,6 +88,11 @@ def test_the_full_task_says_what_its_keys_say() -> None:
     )
 
 
+def test_what_only_sounds_secret_is_taken_into_requests() -> None:
+    taken = {"prompt_cache_key": "mine", "max_tokens": 9, "response_format": {"token": {"type": "string"}}}
+    assert make_task({"benchmark": {"additional_params": taken}}).benchmark.additional_params == taken
+
+
 def test_minimal_runs_on_the_simulator() -> None:
     task = load_task(ROOT / "configs/minimal.json")
     assert (task.task_name, task.base_runtime) == ("minimal", "simulator")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from tuner.datasets import read_dataset
 from tuner.scenarios import MAX_TOKENS, Deterministic, Normal, Scenario, Uniform, parse_scenario
+from tuner.secrets import is_secret, is_switch
 from tuner.task.fields import Seconds, Section, Text, refuse, shown
 from tuner.workload import Arrivals
 
 _LEAST_REQUESTS, _REQUESTS_OF_A_STREAM, _MOST_REQUESTS = 100, 10, 1_000_000
 _MOST_WARMUP = 10_000
+_HARMLESS = "prompt_cache_key"  # of OpenAI's requests, though it is called a key
 
 
 def _scenario(text: str) -> str:
@@ -29,11 +31,27 @@ def _body_params(params: dict[str, Any]) -> dict[str, Any]:
     for key in ("stream", "stream_options", "prompt", "messages", "model", "n"):
         if key in params:
             raise refuse(f"{key} is set by the load generator and cannot be changed")
+    if secret := next(_secrets(params), None):
+        raise refuse(f"{secret} is a secret, which no file should hold")
     try:
         json.dumps(params, allow_nan=False)
     except ValueError as error:
         raise refuse(f"must hold finite numbers of a few digits, got {shown(params)}") from error
     return params
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    """The keys, at any depth, of texts that are secrets by their key."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            if isinstance(below, str) and is_secret(str(key)) and not is_switch(below):
+                if key != _HARMLESS:
+                    yield key
+            else:
+                yield from _secrets(below)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _secrets(below)
 
 
 class Benchmark(Section):
