@@ -27,6 +27,7 @@ from tuner.objective import SloTerm
 from tuner.progress import StudyProgress
 from tuner.publish import follow, publish
 from tuner.publish.alongside import Alongside
+from tuner.publish.mlflow import is_over
 from tuner.publish.optuna import distribution
 from tuner.space import Categorical, Domain, Float, Integer
 
@@ -252,6 +253,41 @@ def test_what_cannot_be_published_stops_nothing_and_is_told_once(tmp_path: Path)
             publishing.saw(progress(row))
             time.sleep(0.2)
     assert len(told) == 1 and told[0].startswith("not published: cannot write to sqlite:")
+
+
+def test_an_exception_of_a_library_stops_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("theirs")
+
+    whole = studies.make(GRID[:1], requests=2)
+    whole.write(tmp_path)
+    monkeypatch.setattr("tuner.publish.alongside.publish", broken)
+    told: list[str] = []
+    with Alongside(str(tmp_path), {"optuna": "sqlite:///x.db"}, told.append) as publishing:
+        publishing.saw(progress(whole.trials[0]))
+    assert told == ["not published: KeyError: 'theirs'"]
+
+
+def test_a_storage_of_another_optuna_is_told_in_a_line(tmp_path: Path) -> None:
+    results = studies.make(GRID[:2]).results()
+    publish(results, {"optuna": url(tmp_path)})
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+        database.commit()
+    with pytest.raises(ResultsError, match=r"cannot write to sqlite:.*optuna storage upgrade"):
+        publish(results, {"optuna": url(tmp_path)})
+
+
+def test_to_mlflow_a_search_is_over_when_all_of_it_was_measured() -> None:
+    results = studies.make(GRID[:4]).results()
+    results.about["planned_trials"] = len(results.trials)
+    assert is_over(results)
+    results.trials.loc[2:, "attempts"] = 0  # refused, which cost no trial
+    assert not is_over(results)
+    results.about["ended_early"] = "no better configuration in 5 trials"
+    assert is_over(results)
 
 
 @pytest.mark.ray

@@ -53,6 +53,11 @@ class Alongside:
         try:
             publish(ResultStore(self._root, self._study).read(), self._targets)
         except TunerError as error:
-            if str(error) != self._told:
-                self._told = str(error)
-                self._say(f"not published: {error}")
+            self._tell(str(error))
+        except Exception as error:  # noqa: BLE001  whatever another's library raises, trials go on
+            self._tell(f"{type(error).__name__}: {error}")
+
+    def _tell(self, reason: str) -> None:
+        if reason != self._told:
+            self._told = reason
+            self._say(f"not published: {reason}")

@@ -182,13 +182,16 @@ class _Server:
         self._client.log_text(parent, json.dumps(about["task"], indent=2), "task.json")
         launch = None if best is None else shell(best_deployment(results)).strip()
         self._client.log_text(parent, html(results, launch), "report.html")
-        if _is_over(results):
+        if is_over(results):
             self._client.set_terminated(parent, "FINISHED")
 
 
-def _is_over(results: StudyResults) -> bool:
-    """Whether the search has ended early, or as many trials are there as were planned."""
-    searched = results.trials[results.trials["kind"] != "confirm"]
+def is_over(results: StudyResults) -> bool:
+    """Whether the search has ended early, or as many trials are there as were planned.
+
+    What was refused before it was started is none of them.
+    """
+    searched = results.trials[(results.trials["kind"] != "confirm") & (results.trials["attempts"] != 0)]
     planned = results.about.get("planned_trials")
     return bool(results.about.get("ended_early")) or (isinstance(planned, int) and len(searched) >= planned)
 

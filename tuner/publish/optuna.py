@@ -78,7 +78,7 @@ def publish(results: StudyResults, storage: str) -> Published:
         )
         added = _added(results, study, directions, place)
         return Published(place, added, len(study.get_trials(deepcopy=False)))
-    except (SQLAlchemyError, OSError, ImportError, StorageInternalError) as error:
+    except (SQLAlchemyError, OSError, ImportError, StorageInternalError, RuntimeError) as error:
         raise ResultsError(f"cannot write to {place}: {redacted(str(error), {}).splitlines()[0]}") from error
     except ValueError as error:
         why = redacted(str(error), {})
