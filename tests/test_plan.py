@@ -37,18 +37,19 @@ def test_what_was_measured_needs_no_more_trials_for_a_larger_space() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimization", "name"),
+    ("size", "optimization", "name"),
     [
-        ({}, "gp"),
-        ({"strategy": "hybrid"}, "gp"),
-        ({"strategy": "random"}, "random"),
-        ({"sampler": "tpe"}, "tpe"),
-        ({"max_iterations": 1000}, "tpe"),
-        ({"max_iterations": 1000, "sampler": "gp"}, "gp"),
+        (50, {}, "gp"),
+        (50, {"strategy": "hybrid"}, "gp"),
+        (50, {"strategy": "random"}, "random"),
+        (50, {"sampler": "tpe"}, "tpe"),
+        (500, {"max_iterations": 1000}, "tpe"),
+        (50, {"max_iterations": 1000}, "gp"),  # of which 51 are run at the most
+        (500, {"max_iterations": 1000, "sampler": "gp"}, "gp"),
     ],
 )
-def test_auto_takes_a_sampler_and_says_why(optimization: dict[str, Any], name: str) -> None:
-    found = sampler_of(task_with(50, **optimization))
+def test_auto_takes_a_sampler_and_says_why(size: int, optimization: dict[str, Any], name: str) -> None:
+    found = sampler_of(task_with(size, **optimization))
     assert found.name == name
     assert found.reason
 

@@ -76,7 +76,7 @@ def sampler_of(task: Task) -> Sampler:
         return Sampler(options.sampler, "the task asks for it")
     if len(options.objectives) > 1:
         return Sampler("tpe", "it searches for a Pareto front, a Gaussian process here for one objective")
-    if options.max_iterations > MOST_FOR_GP:
+    if planned_trials(task) > MOST_FOR_GP:
         return Sampler("tpe", f"a Gaussian process grows slow beyond {MOST_FOR_GP} trials")
     return Sampler("gp", "it needs about half of TPE's trials on measured surfaces")
 
