@@ -282,6 +282,23 @@ def test_two_drivers_never_run_one_study(store: ResultStore) -> None:
         other.communicate()
 
 
+def test_two_studies_that_begin_in_one_second_have_two_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def begun(*_: Any, **__: Any) -> None:
+        raise Begun([store.name for store in tmp_path.iterdir()])
+
+    monkeypatch.setattr("tuner.study.new_study_name", lambda task_name: "now")
+    monkeypatch.setattr("tuner.study.cluster", begun)
+    with ResultStore(tmp_path, "now").locked(), pytest.raises(Begun, match="now-2"):
+        run_study(make_task({}), engine="simulator", results=tmp_path)
+    with ResultStore(tmp_path, "now").locked(), pytest.raises(StudyError, match="is being run"):
+        run_study(make_task({}), engine="simulator", results=tmp_path, study="now")
+
+
 def test_a_lock_that_its_holder_removes_is_not_held_by_who_waited_for_it(tmp_path: Path) -> None:
     inside, leave = threading.Event(), threading.Event()
 

@@ -289,9 +289,12 @@ def _study_name(task: Task, wanted: str | None) -> str:
 
 
 def _new_store(store: ResultStore, *, wanted: bool) -> ResultStore:
-    """A store that can be written and holds no study yet; a name that nobody `wanted` gets a number."""
+    """A store that can be written and holds no study yet; a name that nobody `wanted` gets a number.
+
+    One that another driver has taken holds none either until its Ray is up: then its lock tells.
+    """
     name, number = store.study, 2
-    while store.exists() and not wanted:
+    while not wanted and (store.exists() or store.held()):
         store = ResultStore(store.root, f"{name}-{number}")
         number += 1
     store.require_new()
