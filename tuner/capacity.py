@@ -82,10 +82,14 @@ class Capacity:
         """What the largest usable node has, which bounds a single trial."""
         return max(map(self.has, self.usable()), default=0.0)
 
+    @property
+    def most_gpus(self) -> float:
+        """The GPUs that a trial may need; no bound where no node holds any trial: one is awaited."""
+        return max((node.gpus for node in self.usable() if self.has(node) >= self.fewest), default=math.inf)
+
     def lacks(self, config: Config) -> bool:
-        """Whether no usable node has the GPUs of `config`; not where none holds any trial: one is awaited."""
-        able = [node.gpus for node in self.usable() if self.has(node) >= self.fewest]
-        return bool(able) and self.gpus(config) > max(able)
+        """Whether no usable node has the GPUs of `config`."""
+        return self.gpus(config) > self.most_gpus
 
     @property
     def at_once(self) -> int:

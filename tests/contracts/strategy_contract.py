@@ -18,6 +18,7 @@ from tuner.failures import Cause, Failure, Stage
 from tuner.past import Past, PastTrial
 from tuner.search import StudySearcher, make_searcher
 from tuner.search.encoding import Encoding
+from tuner.search.searcher import LOG
 from tuner.space import SearchSpace, config_key
 from tuner.suggestion import ATTEMPTS, PLACED
 from tuner.task import Task, make_task
@@ -384,6 +385,35 @@ class StrategyContract:
         assert [trial["number"] for trial in trials] == list(range(5, 5 + len(trials)))
         assert sum(gpus(trial["flags"]) == 4 for trial in trials) == (4 if has == 4 else 0)
         assert len(trials) == (12 if has == 4 else 8)
+
+    @pytest.mark.parametrize("gone", ["before it went on", "while it repeats"])
+    def test_what_no_node_can_hold_any_more_is_not_measured_again(
+        self, gone: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(LOG, "propagate", True)  # as it is until a study has run in this process
+        gpus = lambda flags: int(flags.get("tp-size", 1))  # noqa: E731
+        loss = lambda flags: better_than_the_defaults(flags) - 10 * (gpus(flags) == 4)  # noqa: E731
+        nodes = [Node("a", "a", 4.0, 8.0), Node("b", "b", 2.0, 8.0)]
+        limits = {"capacity": Capacity(gpus, nodes=lambda: nodes)}
+        task = self.task(max_iterations=100, confirm=2)
+        if gone == "before it went on":
+            ended = Game(self.searcher(task), loss).trials
+            searched = [trial for trial in ended if trial["kind"] != "confirm"]
+            limits["past"] = past_with(searched, loss)
+            del nodes[0]
+
+        def lose(trial: dict[str, Any]) -> bool:
+            if trial["kind"] != "confirm" or gpus(trial["flags"]) < 4:
+                return False
+            nodes[:] = nodes[-1:]
+            return True
+
+        trials = Game(self.searcher(task, **limits), loss, lose=lose).trials
+        again = [gpus(trial["flags"]) for trial in trials if trial["kind"] == "confirm"]
+        assert again.count(4) == (gone == "while it repeats")
+        assert sum(each < 4 for each in again) == 6, "two others and the defaults, twice"
+        [said] = [record.message for record in caplog.records]
+        assert said.startswith("The best, ") and "is not measured again: no node has its GPUs" in said
 
     def test_a_lost_trial_is_refused_where_its_node_is_left_out(self) -> None:
         gpus = lambda flags: int(flags.get("tp-size", 1))  # noqa: E731

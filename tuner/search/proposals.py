@@ -110,12 +110,14 @@ class Proposals:
         self._given_up.add(pending.suggestion.key)
         self._forget(pending.inner_ids)
 
-    def withdrawn(self) -> int:
-        """How many that waited are refused: no node has GPUs for them any more, most likely after a loss."""
+    def withdrawn(self) -> list[Suggestion]:
+        """Those that waited and are refused: no node has GPUs for them any more, most likely after a loss."""
 
         def refused(suggestion: Suggestion) -> bool:
-            if suggestion.kind != "search" or not self._queue.capacity.lacks(suggestion.config):
+            if suggestion.kind == "baseline" or not self._queue.capacity.lacks(suggestion.config):
                 return False
+            if suggestion.kind == "confirm":  # what it measured before stands
+                return True
             if failure := self._refuse(suggestion.config):
                 self._record_refused(suggestion, failure)
             return failure is not None
@@ -123,7 +125,7 @@ class Proposals:
         gone = self._queue.withdrawn(refused)
         for pending in gone:
             self._tell(pending.inner_ids, self.losses[pending.suggestion.key])
-        return len(gone)
+        return [pending.suggestion for pending in gone]
 
     def _take(self, config: Config, inner_id: str) -> Pending | None:
         """`config` as a new trial, unless the answer to it is known already or on its way."""

@@ -33,6 +33,10 @@ class Repeats:
         self._runs[key] = [loss]
         self._begun.clear()
 
+    def withdrawn(self, key: str) -> None:
+        """A repeat that `next` asked for cannot run any more."""
+        self._begun[key] -= 1
+
     def ended(self, key: str, loss: float) -> None:
         """A repeat that `next` asked for has ended."""
         self._runs[key].append(loss)

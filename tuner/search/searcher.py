@@ -8,6 +8,7 @@ again (see `repeats`). The inner searcher sees every outcome as a finite loss, f
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ from tuner.search.repeats import Repeats
 from tuner.space import SearchSpace, config_key
 from tuner.stopping import EarlyStopping, SearchEnd
 from tuner.suggestion import ELAPSED, METRIC, MODE, PLACED, SHARE, Config, Losses, Suggestion
+
+LOG = logging.getLogger("tuner.study")
 
 
 class StudySearcher(Searcher):
@@ -70,6 +73,7 @@ class StudySearcher(Searcher):
         self._measured: dict[str, Config] = {}
         self._stopped: set[str] = set()  # which were not seen to their end, and lose
         self._repeats = Repeats(rounds)
+        self._named: set[str] = set()  # of the best, which were said to be left out of the repeats
         self._searched = 0
 
     @property
@@ -130,7 +134,11 @@ class StudySearcher(Searcher):
 
         FINISHED as well where nothing runs and others are to have their turn: see `waits`.
         """
-        self._searched -= self._proposals.withdrawn()
+        for gone in self._proposals.withdrawn():
+            if gone.kind == "confirm":
+                self._repeats.withdrawn(gone.key)
+            else:
+                self._searched -= 1
         pending = self._queue.next(self._due)
         if pending is None:
             return None if self._queue.runs else Searcher.FINISHED
@@ -211,10 +219,19 @@ class StudySearcher(Searcher):
         return None if again is None else self._proposals.new("confirm", again)
 
     def _to_repeat(self) -> Config | None:
-        """What is measured again next; None where all is told, or nothing beats the baseline."""
-        defaults, several = config_key({}), len(self._metrics) > 1
-        ranked = [key for key in self._ranked() if key != defaults and (several or key not in self._stopped)]
-        served = self._losses.get(defaults, {}).get(METRIC, math.inf) < FAILED_TIER  # else it would only fail
+        """What is measured again next; None where all is told, or nothing beats the baseline.
+
+        What no node has the GPUs for any more is left out: its first measurement stands.
+        """
+        defaults, several, lacking = config_key({}), len(self._metrics) > 1, self._lacking()
+        every = [key for key in self._ranked() if key != defaults and (several or key not in self._stopped)]
+        ranked = [key for key in every if key not in lacking]
+        if every[:1] != ranked[:1] and every[0] not in self._named:
+            self._named.add(every[0])
+            LOG.warning("The best, %s, is not measured again: no node has its GPUs any more", every[0])
+        served = (  # else it would only fail
+            self._losses.get(defaults, {}).get(METRIC, math.inf) < FAILED_TIER and defaults not in lacking
+        )
         under_way = Counter(pending.suggestion.key for pending in self._queue)
         key = self._repeats.next(
             ranked[:FINALISTS] if several else ranked,
@@ -223,6 +240,12 @@ class StudySearcher(Searcher):
             spare=0 if several else self._spare(under_way.total()),
         )
         return None if key is None else self._measured[key]
+
+    def _lacking(self) -> set[str]:
+        """What was measured, and cannot be measured again on the nodes there are now."""
+        capacity = self._queue.capacity
+        most = capacity.most_gpus
+        return {key for key, config in self._measured.items() if capacity.gpus(config) > most}
 
     def _spare(self, under_way: int) -> int:
         """Trials that are left over for more repeats, as the search has ended before its budget was spent."""
