@@ -241,9 +241,9 @@ def test_what_is_more_than_the_share_takes_turns_with_others() -> None:
     served = Served(4, 4, share=0.25)
     assert served.next("a") == 4, "though it is more than its share, for nobody holds anything"
     served.gives_way = True
-    assert served.next() is None and served.queue.runs
+    assert served.next() is None and served.queue.running
     served.queue.ended("0")
-    assert served.next() is None and not served.queue.runs and served.queue, "it is another's turn"
+    assert served.next() is None and not served.queue.running and served.queue, "it is another's turn"
     served.gives_way = False
     assert served.next("a") == 4
 

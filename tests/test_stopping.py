@@ -127,6 +127,18 @@ def test_a_time_budget_leaves_room_for_the_repeats() -> None:
     assert end.reason() == "another trial would pass optimization.max_time (100 s)"
 
 
+@pytest.mark.parametrize(("at_once", "room_s"), [(1, 50.0), (2, 30.0), (3, 30.0), (4, 20.0), (8, 20.0)])
+def test_repeats_that_run_side_by_side_need_less_time(at_once: int, room_s: float) -> None:
+    clock = Clock()
+    end = SearchEnd(max_time_s=100.0, repeats=4, clock=clock)
+    run(end, [1.0, 2.0], duration_s=10.0)
+    assert end.reason(at_once=at_once) == ""
+    clock.now += 100.0 - room_s
+    assert end.reason() == "", "though nothing runs at this moment"
+    clock.now += 0.1
+    assert end.reason() == "another trial would pass optimization.max_time (100 s)"
+
+
 @pytest.mark.parametrize(("gpus", "trials"), [(1, 9), (4, 1), (0, 50)])
 def test_gpu_hours_are_what_trials_hold(gpus: int, trials: int) -> None:
     end = SearchEnd(max_gpu_hours=1.0, repeats=1)

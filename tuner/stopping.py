@@ -76,6 +76,7 @@ class SearchEnd:
     _began: float | None = None
     _best: float = math.inf
     _idle: int = 0
+    _at_once: int = 1
     _gains: list[float] = field(default_factory=list)
     _gpu_s: list[float] = field(default_factory=list)
     _durations: list[float] = field(default_factory=list)
@@ -112,10 +113,14 @@ class SearchEnd:
             return True
         return not self._spent(max(self._durations), ahead * max(self._gpu_s))
 
-    def reason(self, running: int = 0) -> str:
-        """Why no further trial is worth starting beside those `running`; empty while one is."""
-        ahead = 1 + self.repeats
-        if spent := self._spent(ahead * _mean(self._durations), (ahead + running) * _mean(self._gpu_s)):
+    def reason(self, running: int = 0, at_once: int = 1) -> str:
+        """Why no further trial is worth starting beside those `running`, or waiting; empty while one is.
+
+        `at_once` trials run then: as many as ever did are taken to run side by side when they are repeated.
+        """
+        self._at_once = max(self._at_once, at_once)
+        in_turn, ahead = 1 + math.ceil(self.repeats / self._at_once), 1 + self.repeats
+        if spent := self._spent(in_turn * _mean(self._durations), (ahead + running) * _mean(self._gpu_s)):
             return spent
         if self.patience is not None and self._idle >= self.patience:
             return f"no better configuration in {self._idle} trials"

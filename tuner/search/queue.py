@@ -45,9 +45,9 @@ class Queue:
         return bool(self._running or self._waiting)
 
     @property
-    def runs(self) -> bool:
-        """Whether anything was handed out that has not ended."""
-        return bool(self._running)
+    def running(self) -> int:
+        """How many were handed out and have not ended."""
+        return len(self._running)
 
     def next(self, due: Callable[[], Pending | None]) -> Pending | None:
         """The first that fits into what is free, those that wait before what is `due`; None for now.

@@ -141,7 +141,7 @@ class StudySearcher(Searcher):
                 self._searched -= 1
         pending = self._queue.next(self._due)
         if pending is None:
-            return None if self._queue.runs else Searcher.FINISHED
+            return None if self._queue.running else Searcher.FINISHED
         if pending.suggestion.kind != "confirm":
             self._end.began()
         return self._queue.starts(trial_id, pending)
@@ -207,7 +207,8 @@ class StudySearcher(Searcher):
     def _due(self) -> Pending | None:
         """What comes next: the search, and when all of it has ended, the confirmation."""
         if self._searched < self.budget and not self.ended_early:
-            self.ended_early = self._end.reason(running=sum(1 for _ in self._queue))
+            at_once = 1 + self._queue.running
+            self.ended_early = self._end.reason(running=sum(1 for _ in self._queue), at_once=at_once)
             if not self.ended_early:
                 if found := self._next():
                     self._searched += 1
