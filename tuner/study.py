@@ -130,9 +130,7 @@ def run_study(
         with cluster(num_gpus, local_gpus=local_gpus):
             kind = required(task.resources.accelerator_type, gpus_by_kind(), simulated=adapter.simulated)
             sharing, space = Sharing(lambda: demand(nodes_of(kind))), task.space
-            capacity = capacity_for(
-                adapter, space, lambda: nodes_of(kind), sharing.share, sharing.gives_way
-            )
+            capacity = capacity_for(adapter, space, lambda: nodes_of(kind), sharing.share, sharing.gives_way)
             searcher = make_searcher(
                 task,
                 seed=seed,
