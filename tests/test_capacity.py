@@ -39,6 +39,16 @@ def test_what_there_is() -> None:
     assert capacity().total == capacity().largest == 0.0
 
 
+@pytest.mark.parametrize(("address", "advised"), [("", True), ("10.0.0.1:6379", False)])
+def test_logical_gpus_are_advised_where_the_cluster_is_a_local_one(
+    address: str, advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(NotEnoughGpus, match="the largest node has 0") as refused:
+        capacity_for(make_engine(TASK), 1, lambda: [HEAD], lambda: 1.0, lambda: False)
+    assert ("--num-gpus 1" in str(refused.value)) == advised
+
+
 def test_a_node_that_loses_three_in_a_row_is_left_out() -> None:
     cluster = capacity(HEAD, A, B)
     assert lose(cluster, "a") == [None, None, "node a"]

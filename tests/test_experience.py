@@ -100,7 +100,7 @@ def test_a_study_of_no_use_is_told(sections: dict[str, Any], said: str, tmp_path
     made.write(tmp_path)
     with pytest.raises(UsageError, match=f"--warm-start: study llama-tune {said}"):
         known_to(task_like(made, **sections), tmp_path, "llama-tune")
-    with pytest.raises(StudyError, match="no study 'other'"):
+    with pytest.raises(StudyError, match="--warm-start: no study 'other'"):
         known_to(task_like(made), tmp_path, "other")
 
 

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from tuner.analysis import summary
 from tuner.cli import main
-from tuner.errors import ResultsError, StudyError
+from tuner.errors import ResultsError, StudyError, UsageError
 from tuner.objective import SloTerm
 from tuner.progress import StudyProgress
 from tuner.publish import follow, publish
@@ -138,9 +138,17 @@ def test_another_study_of_that_name_is_left_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_storage_that_cannot_be_used_is_named_without_its_password(storage: str, message: str) -> None:
-    with pytest.raises((ResultsError, StudyError)) as failed:
+    with pytest.raises((ResultsError, UsageError)) as failed:
         publish(studies.make(GRID[:2]).results(), {"optuna": storage})
     assert message in str(failed.value) and "s3cret" not in str(failed.value)
+
+
+def test_what_is_no_storage_is_refused_as_the_options_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studies.make(GRID[:2]).write(tmp_path)
+    assert told("publish", "--results", str(tmp_path), "--optuna", "nonsense") == 2
+    assert capsys.readouterr().err.startswith("error: --optuna: nonsense is no storage")
 
 
 DOMAINS = st.one_of(

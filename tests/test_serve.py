@@ -31,6 +31,7 @@ from tuner.serve.studies import Studies
 from tuner.standing import Journal
 from tuner.task import load_task, make_task
 
+FORMS = ", ".join(FORMATS)
 TASK: dict[str, Any] = {"task_name": "mine", "optimization": {"max_iterations": 3}}
 
 
@@ -196,6 +197,8 @@ def test_a_study_that_is_cancelled_before_it_began_is_not_broken(server: Served)
         ("POST", "studies?study=x&max_concurent=1", ("query.max_concurent", "is not a known key, got '1'")),
         ("POST", "check?vritual=true", ("query.vritual", "is not a known key, got 'true'")),
         ("GET", "studies?limits=3", ("query.limits", "is not a known key, got '3'")),
+        ("GET", "studies/mine/export?format=x", ("query.format", f"must be one of {FORMS}, got 'x'")),
+        ("GET", "studies/mine/trials?columns=x,y", ("query.columns", "trials has no 'x', 'y'")),
         ("GET", "studies/mine?formt=csv", ("query.formt", "is not a known key, got 'csv'")),
         ("GET", "studies/mine/trials?formt=csv", ("query.formt", "is not a known key, got 'csv'")),
         ("GET", "studies/mine/log?lines=0", ("query.lines", "must be >= 1, got '0'")),

@@ -7,6 +7,7 @@ that keeps losing trials is left out of it.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -159,9 +160,11 @@ def capacity_for(
     fewest, _ = gpu_range(space, engine)
     largest = max((node.gpus for node in nodes()), default=0.0)
     if fewest > largest:
+        local = not os.environ.get("RAY_ADDRESS")
+        hint = f" (--num-gpus {fewest} gives a local cluster logical ones)" if local else ""
         raise NotEnoughGpus(
             f"every configuration needs at least {fewest} GPU(s) on one node; the largest node has "
-            f"{largest:g} (--num-gpus {fewest} gives a local cluster logical ones)"
+            f"{largest:g}{hint}"
         )
     if not fewest:
         return Capacity(engine.gpus, engine.cpus, nodes, counts_gpus=False)

@@ -22,7 +22,7 @@ from tuner.capacity import gpu_range
 from tuner.engines import gpus
 from tuner.engines.base import Engine
 from tuner.engines.simulator.gpus import gpu_of
-from tuner.errors import UsageError
+from tuner.errors import StudyError, UsageError
 from tuner.failures import OF_THE_CLUSTER
 from tuner.objective import HARD_SLO_TIER
 from tuner.predict import predict
@@ -61,13 +61,17 @@ def experience(
     """What the studies `warm_start` in `root`, and with `simulate` the simulator, know of the task's space.
 
     A real engine's GPUs are simulated where the simulator knows them; `calibration` is a file of `tuner
-    calibrate` for it. UsageError where a study had another objective or knows no configuration of the space.
+    calibrate` for it. UsageError where there is no such study, or it had another objective or knows no
+    configuration of the space.
     """
     data: Known = []
     priors: list[Known] = []
     own = _conditions(task, engine.name, engine.simulated, _own_gpus(task, engine))
     for name in warm_start:
-        results = ResultStore(root, name).read()
+        try:
+            results = ResultStore(root, name).read()
+        except StudyError as error:
+            raise StudyError(f"--warm-start: {error}") from error
         known = _known(task, results)
         if own == _conditions_of(results):
             data += known

@@ -25,11 +25,11 @@ from optuna.distributions import (
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from tuner.analysis import Status, status, summary
 from tuner.analysis.trials import Trial, at_levels, default_of, is_true, objectives_of, rows, slo_terms
-from tuner.errors import ResultsError, StudyError
+from tuner.errors import ResultsError, StudyError, UsageError
 from tuner.objective import Objective
 from tuner.publish import Published
 from tuner.results import StudyResults
@@ -65,8 +65,8 @@ _TOLD = (
 def publish(results: StudyResults, storage: str) -> Published:
     """Adds what `storage` (a URL as Optuna takes it) lacks of the study; its study has the same name.
 
-    ResultsError where the storage cannot be used, StudyError where another study has the name there, or the
-    space is another than it was.
+    UsageError for what is no URL, ResultsError where the storage cannot be used, StudyError where another
+    study has the name there, or the space is another than it was.
     """
     place = redacted(storage, {})
     directions = [_DIRECTIONS[each.maximise] for each in objectives_of(results)]
@@ -78,6 +78,8 @@ def publish(results: StudyResults, storage: str) -> Published:
         )
         added = _added(results, study, directions, place)
         return Published(place, added, len(study.get_trials(deepcopy=False)))
+    except ArgumentError as error:
+        raise UsageError(f"--optuna: {place} is no storage: {redacted(str(error), {})}") from error
     except (SQLAlchemyError, OSError, ImportError, StorageInternalError, RuntimeError) as error:
         raise ResultsError(f"cannot write to {place}: {redacted(str(error), {}).splitlines()[0]}") from error
     except ValueError as error:

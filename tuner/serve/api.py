@@ -14,12 +14,12 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from tuner import __version__
-from tuner.errors import StudyError, UsageError
+from tuner.errors import Problem, StudyError, UsageError
 from tuner.export import FORMATS, best_deployment, launch_text
 from tuner.registry import engines
 from tuner.report import html
 from tuner.results import TABLES
-from tuner.serve.errors import add_errors
+from tuner.serve.errors import RequestError, add_errors
 from tuner.serve.events import events
 from tuner.serve.guard import Guard
 from tuner.serve.jobs import Jobs
@@ -241,7 +241,8 @@ def _add_results(router: APIRouter, kept: Studies) -> None:
         form: Annotated[str, Query(alias="format", json_schema_extra={"enum": list(FORMATS)})] = "shell",
     ) -> PlainTextResponse:
         if form not in FORMATS:
-            raise UsageError(f"format: must be one of {', '.join(FORMATS)}")
+            message = f"must be one of {', '.join(FORMATS)}, got {form!r}"
+            raise RequestError([Problem("query.format", message)])
         return PlainTextResponse(FORMATS[form](best_deployment(kept.results(study))))
 
     @router.get(
@@ -289,6 +290,9 @@ def _add_table(router: APIRouter, kept: Studies, name: str) -> None:
         """docs/results.md explains every column."""
         frame = getattr(kept.results(study), name)
         chosen = [each for each in columns.split(",") if each]
-        content = written(frame, name, form, chosen)
+        try:
+            content = written(frame, name, form, chosen)
+        except UsageError as error:
+            raise RequestError([Problem("query.columns", str(error))]) from error
         place = {"content-disposition": f'attachment; filename="{study}-{name}.{form}"'}
         return Response(content, media_type=form.media_type, headers=place)

@@ -40,7 +40,7 @@ def written(frame: pd.DataFrame, table: str, form: Form, columns: Sequence[str] 
     """
     schema = TABLES[table]
     if unknown := [name for name in columns if name not in schema.names]:
-        raise UsageError(f"columns: {table} has no {', '.join(unknown)}")
+        raise UsageError(f"{table} has no {', '.join(map(repr, unknown))}")
     chosen = [name for name in schema.names if not columns or name in columns]
     frame = frame[chosen]
     if form is Form.JSON:
