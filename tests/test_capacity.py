@@ -45,7 +45,7 @@ def test_logical_gpus_are_advised_where_the_cluster_is_a_local_one(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(NotEnoughGpus, match="the largest node has 0") as refused:
-        capacity_for(make_engine(TASK), 1, lambda: [HEAD], lambda: 1.0, lambda: False)
+        capacity_for(make_engine(TASK), TASK.space, lambda: [HEAD], lambda: 1.0, lambda: False)
     assert ("--num-gpus 1" in str(refused.value)) == advised
 
 
@@ -163,11 +163,11 @@ def test_of_very_many_sizes_the_ends_are_counted() -> None:
 def test_a_study_begins_where_a_node_has_the_fewest() -> None:
     made = make_task({"parameters": {**ATTENTION, "enable-dp-attention": [True]}})
     engine, nodes = make_engine(made), [Node("a", "node a", 8.0, 64.0)]
-    capacity = capacity_for(engine, made.space, lambda: nodes, lambda: 1.0)
+    capacity = capacity_for(engine, made.space, lambda: nodes, lambda: 1.0, lambda: False)
     assert (capacity.fewest, capacity.at_once) == (8, 1)
     nodes[0] = B
     with pytest.raises(NotEnoughGpus, match="at least 8 GPU"):
-        capacity_for(engine, made.space, lambda: nodes, lambda: 1.0)
+        capacity_for(engine, made.space, lambda: nodes, lambda: 1.0, lambda: False)
 
 
 class Served:
