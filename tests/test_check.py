@@ -93,6 +93,31 @@ def test_a_variable_that_is_not_set_here_is_named(tmp_path: Path, monkeypatch: p
     assert not any("Variable" in line or "hf_secret" in line for line in lines(tmp_path, engine=engine))
 
 
+def test_its_time_is_of_trials_of_all_sizes(tmp_path: Path) -> None:
+    """Eight GPUs hold eight trials of one GPU, but of a space of 1 and 8 not even two at once."""
+
+    def kept_busy(sizes: list[int]) -> str:
+        load = {"max_time_per_iteration": 600}
+        [line] = [
+            line for line in lines(tmp_path, parameters={"tp-size": sizes}, benchmark=load) if "Time " in line
+        ]
+        return line
+
+    assert "if 8 GPUs are kept busy" in kept_busy([1, 8]) and "if 8 GPUs" not in kept_busy([8])
+    small, mixed = (
+        int(kept_busy(sizes).split("one after another, ")[1].split(" min if")[0])
+        for sizes in ([1, 2], [1, 8])
+    )
+    assert mixed == pytest.approx(3 * small, rel=0.1)  # 4.5 GPUs a trial, and 1.5
+
+
+def test_of_several_objectives_no_measured_advice_is_given(tmp_path: Path) -> None:
+    several = {"objective": ["minimize_ttft", "maximize_throughput"]}
+    heads = [line.split()[0] for line in lines(tmp_path, optimization=several)]
+    assert "Usual" in heads and "Advised" not in heads
+    assert "Advised" in [line.split()[0] for line in lines(tmp_path)]
+
+
 def test_levels_of_too_few_requests_are_named(tmp_path: Path) -> None:
     def said(**load: Any) -> list[str]:
         return [line for line in lines(tmp_path, benchmark=load) if line.startswith("Load")]

@@ -18,6 +18,7 @@ from tuner.measure import Step
 from tuner.metrics import Distribution, RequestRecord, summarise
 from tuner.objective import Steering
 from tuner.report import html, terminal
+from tuner.report.words import limit_text
 from tuner.rows import step_row
 from tuner.task import make_task
 
@@ -145,3 +146,10 @@ def test_an_engine_that_falls_behind_a_rate_is_not_said_to_want_cpu() -> None:
     assert f"In 1 of {every} load levels the engine fell behind the rate (trial 1): max_conc" in shown
     assert f"In 1 of {every} load levels the load client was the limit, not the engine (trial 1)" in shown
     assert shown.count("Give it more CPU") == 1 and "raise benchmark.max_concurrency" in shown
+
+
+def test_each_mark_is_told_in_its_own_words() -> None:
+    assert limit_text(str(marked(held=3))).startswith(
+        "the engine fell behind the rate: max_concurrency held 3"
+    )
+    assert limit_text("its CPU was busy").startswith("the load client was the limit: its CPU")

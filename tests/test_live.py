@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import studies
 from rich.console import Console
 from test_security import told
 
 from tuner.cli.screen import Watching, console_for
-from tuner.live import LiveStudy
+from tuner.live import LiveStudy, progress_line
 from tuner.progress import Place, StudyProgress
 
 
@@ -56,3 +57,15 @@ def test_the_title_stands_once_before_the_first_trial(capsys: pytest.CaptureFixt
         watching.show(progress)
         watching.show(progress)
     assert capsys.readouterr().out == "Tuning llama\n"
+
+
+def test_of_several_objectives_a_line_has_each_and_names_no_best() -> None:
+    made = studies.make([{"tp-size": 2}], fails=studies.never_fails)
+    made.with_objectives(lambda config: (0.5 - len(config), -2.0), "minimize_ttft", "maximize_goodput")
+    row = made.trials[1]
+    progress = StudyProgress(2, 0, 2, 0, 1.0, best=row)
+    assert progress_line(progress, row).startswith("[2/2] 607 ms, 7.39 requests/s/GPU  trial 1")
+    assert "NEW BEST" not in progress_line(progress, row)
+    assert "best minimize_ttft so far: 607 ms, 7.39 requests/s/GPU" in " ".join(shown(progress).split())
+    alone = studies.make([{"tp-size": 2}], fails=studies.never_fails).trials[1]
+    assert progress_line(StudyProgress(2, 0, 2, 0, 1.0, best=alone), alone).endswith("  NEW BEST")

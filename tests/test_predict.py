@@ -79,7 +79,7 @@ def test_of_several_objectives_the_front_is_told_from_its_knee_on(tmp_path: Path
         assert not any(other[0] < ttft and other[1] > rate for other in found)
     code, text = predict(tmp_path, "--top", "9", **changed)
     assert code == 0
-    assert "minimize_ttft (s), maximize_throughput (tok/s/GPU) of 6 configurations, the Pareto front" in text
+    assert "minimize_ttft (ms), maximize_throughput (tok/s/GPU) of 6 configurations, the Pareto front" in text
     rows = [line for line in text.splitlines() if "tp-size" in line]
     assert len(rows) == len(found)
     assert [float(row.split()[1].replace(",", "")) for row in rows] == pytest.approx(

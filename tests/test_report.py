@@ -164,7 +164,7 @@ class TestAnswer:
         results.trials["max_load"] = 34.0
         results.trials.loc[0, "max_load"] = 20.0
         for text in (on_terminal(results), _Page(report.html(results, None)).visible):
-            assert "34 within the SLOs (engine's defaults: 20)" in text
+            assert "34 at a time within the SLOs (engine's defaults: 20 at a time)" in text
 
     def test_says_what_the_gpus_drew(self) -> None:
         results = studies.make().results()

@@ -31,6 +31,7 @@ from tuner.task import Task, load_task
 from tuner.task.model import DEFAULT_PARAMETERS
 
 _LEAST_OF_A_STREAM = 4  # requests
+_MACHINE = 8  # GPUs that many have
 _MOST_CHECKED = 2000  # configurations that are put to the engine's own check
 
 
@@ -71,15 +72,22 @@ def _cost(task: Task, engine: Engine) -> Iterator[str]:
     if not options.enumerates:
         sampler = sampler_of(task)
         yield f"Sampler     {sampler.name}: {sampler.reason}"
-    yield f"Advised     {advice.strategy}, {advice.trials} trials: {advice.reason} (the documents' rule)"
-    measured = advise_as_measured(task)
-    yield f"            {measured.strategy}, {measured.trials} trials: {measured.reason} (as measured)"
+    if len(task.objectives) == 1:  # of several, none was measured
+        measured = advise_as_measured(task)
+        yield f"Advised     {measured.strategy}, {measured.trials} trials: {measured.reason} (docs/search.md)"
+    yield f"Usual       {advice.strategy}, {advice.trials} trials: {advice.reason} (a rule of thumb)"
     yield f"GPUs        {fewest if fewest == most else f'{fewest} to {most}'} for a trial"
     guess_s, every = trial_guess_s(task, engine.name), trials + repeats
     times = f"{duration(every * guess_s)} one after another"
-    if fewest and 8 // fewest > 1:
-        times += f", {duration(math.ceil(every / (8 // fewest)) * guess_s)} if 8 GPUs are kept busy"
+    at_once = _MACHINE / _mean_gpus(task, engine) if fewest else 1.0
+    if at_once > 1:
+        times += f", {duration(every * guess_s / at_once)} if {_MACHINE} GPUs are kept busy"
     yield f"Time        about {duration(guess_s)} a trial where load levels use up their time: {times}"
+
+
+def _mean_gpus(task: Task, engine: Engine) -> float:
+    counts = [engine.gpus(config) for config in _some_of(task.space)] or [1]
+    return sum(counts) / len(counts)
 
 
 def _space_text(task: Task) -> str:

@@ -14,7 +14,7 @@ from tuner.errors import UsageError
 from tuner.experience import some_of
 from tuner.objective import Score
 from tuner.predict import Prediction, predict_all
-from tuner.report.words import config_text, digits, percent
+from tuner.report.words import config_text, display_unit, percent
 from tuner.rig import SIMULATED_FLAGS, calibrated, with_args
 from tuner.task import Task
 
@@ -50,11 +50,16 @@ class Forecast:
     def lines(self) -> Iterator[str]:
         """For people."""
         objectives = self.task.objectives
-        heads = ", ".join(f"{objective.name} ({objective.unit})" for objective in objectives)
+        units = [display_unit(objective) for objective in objectives]
+        heads = ", ".join(f"{each.name} ({unit.name})" for each, unit in zip(objectives, units, strict=True))
         front = ", the Pareto front from its knee on" if len(objectives) > 1 else ""
         yield (f"PREDICTED by the simulator, not measured: {heads} of {self.evaluated} configurations{front}")
         for one in [*self.best, self.defaults]:
-            values = [digits(score.objective) for score in one.scores if score.objective is not None]
+            values = [
+                unit.number(score.objective)
+                for unit, score in zip(units, one.scores, strict=False)
+                if score.objective is not None
+            ]
             text = "".join(f"{value:>14}" for value in values or ["would not run"])
             yield f"{text}  {config_text(one.config)}"
         if self.gain is not None:

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.evaluate import Report
+from tuner.objective import OBJECTIVES
 from tuner.progress import StudyProgress
-from tuner.report.words import Unit, config_text, duration, seconds
+from tuner.report.words import Unit, config_text, display_unit, duration, limit_text, seconds
 
 _BAR_WIDTH = 40
 _MOST_PLACES = 8  # running trials that are listed
@@ -45,7 +46,7 @@ class LiveStudy:
         if progress.trouble:
             lines.append(Text(progress.trouble, style="bold yellow"))
         if progress.best is not None:
-            lines.append(Text.assemble("best so far: ", (trial_text(progress.best), "green")))
+            lines.append(Text.assemble(best_head(progress.best), (trial_text(progress.best), "green")))
         lines += [Text(str(place), style="dim") for place in progress.places[:_MOST_PLACES]]
         if (more := len(progress.places) - _MOST_PLACES) > 0:
             lines.append(Text(f"and {more} more", style="dim"))
@@ -64,6 +65,11 @@ def _time_left(progress: StudyProgress) -> str:
     return "" if left is None else f"about {duration(left)} left"
 
 
+def best_head(row: dict[str, Any]) -> str:
+    """Before the best trial so far; of several objectives, it is the first one's."""
+    return f"best {row['objective_name']} so far: " if row.get("objectives") else "best so far: "
+
+
 def trial_text(row: dict[str, Any]) -> str:
     """One line on a trial that has ended: its score, or why it failed, and its configuration."""
     where = f"trial {row['trial']}: {config_text(json.loads(row['config']))}"
@@ -79,6 +85,10 @@ def _objective(row: dict[str, Any]) -> str:
     value = row["objective"]
     if value is None:
         return "no result"
+    if several := json.loads(row.get("objectives") or "{}"):
+        return ", ".join(
+            display_unit(OBJECTIVES[name]).amount(each["objective"]) for name, each in several.items()
+        )
     unit = seconds(value) if row["objective_unit"] == "s" else Unit(row["objective_unit"], 1.0)
     return unit.amount(value)
 
@@ -86,7 +96,10 @@ def _objective(row: dict[str, Any]) -> str:
 def progress_line(progress: StudyProgress, row: dict[str, Any]) -> str:
     """A line for logs: how far the study is, and a trial of it that has ended."""
     ended = progress.finished + progress.failed
-    new = "  NEW BEST" if progress.best is not None and progress.best["trial"] == row["trial"] else ""
+    best = progress.best is not None and progress.best["trial"] == row["trial"]
+    new = (
+        "  NEW BEST" if best and not row.get("objectives") else ""
+    )  # of several, none is told before the end
     return f"[{ended}/{progress.planned}] {trial_text(row)}{new}"
 
 
@@ -105,5 +118,5 @@ def report_line(report: Report) -> str:
             parts.append(f"{name} mean {values.mean * 1e3:.1f} ms, p99 {values.p99 * 1e3:.1f} ms;")
     parts.append(f"{metrics.output_tok_s:,.0f} output tok/s, {metrics.requests_ok} requests")
     if limit := report.step.client_limit:
-        parts.append(f"(the load client was the limit: {limit})")
+        parts.append(f"({limit_text(limit)})")
     return " ".join(parts)

@@ -17,6 +17,7 @@ from tuner.cli.options import (
     study_argument,
     task_argument,
 )
+from tuner.cli.screen import console_for
 from tuner.errors import UsageError, told_of
 
 
@@ -59,7 +60,7 @@ def predict(
 
     task = load_task(task_path)
     seed = (task.optimization.seed or 0) if seed is None else seed
-    with told_of(str(task_path)):
+    with told_of(str(task_path)), console_for(stderr=True).status("predicting, in virtual time"):
         found = forecast(task, gpu=gpu, top=top, seed=seed, calibration=calibration)
     for line in [json.dumps(found.document(), indent=2)] if as_json else found.lines():
         click.echo(line)

@@ -89,7 +89,9 @@ def trial(task_path: Path, engine: str | None, flags: tuple[str, ...], virtual: 
         value, penalised = report.score.objective, report.score.score
         click.echo(f"{task.objective.name}: {value:.6g} {row['objective_unit']}, score {penalised:.6g}")
         if report.max_loads:
-            click.echo(f"highest load within the SLOs: {max_loads_text(report.max_loads)}")
+            at_rate = task.benchmark.request_rate is not None
+            found = max_loads_text(report.max_loads, at_rate=at_rate)
+            click.echo(f"highest load within the SLOs: {found}")
     sys.exit(4 if report.failure else 0)
 
 
@@ -156,7 +158,8 @@ def bench(
     if as_json:
         click.echo(json.dumps(outcome.document(), indent=2))
     if outcome.kept.max_loads:
-        console.print(f"Max load {max_loads_text(outcome.kept.max_loads)} within the SLOs", highlight=False)
+        found = max_loads_text(outcome.kept.max_loads, at_rate=task.benchmark.request_rate is not None)
+        console.print(f"Max load {found} within the SLOs", highlight=False)
     if outcome.trial["slo_met"] is not None and outcome.trial["slo_worst"]:
         console.print(f"SLOs     {promises_text(outcome.trial)}", highlight=False)
     console.print(f"Results  {outcome.kept.location}", soft_wrap=True, highlight=False)

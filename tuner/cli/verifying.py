@@ -62,7 +62,7 @@ def verify(study: str | None, results: str | None, number: int | None, as_json: 
 
 
 def _show(console: Console, found: Verification) -> None:
-    from tuner.report.words import Unit, percent, promises_text, seconds
+    from tuner.report.words import Unit, limit_text, percent, promises_text, seconds
 
     lines = []
     for each in found.compared:
@@ -83,5 +83,9 @@ def _show(console: Console, found: Verification) -> None:
     )
     if found.failed:
         verdict = f"It failed: {found.kept.trial['failure_cause']}: {found.kept.trial['failure_detail']}"
+    marks = [step.client_limit for step in found.kept.steps if step.client_limit]
+    if marks:
+        which = f"{len(marks)} of {len(found.kept.steps)} load levels are not to be trusted"
+        lines.append(f"But {which}: {limit_text(marks[0])}")
     lines += [verdict, f"Results  {found.kept.location}"]
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)

@@ -86,7 +86,7 @@ def _exit_code(found: Standing, store: ResultStore) -> int:
 
 def _lines(found: Standing) -> list[str]:
     """How a study stands, in plain lines."""
-    from tuner.live import counts_text, trial_text
+    from tuner.live import best_head, counts_text, trial_text
 
     lines = [f"{found.study}: {found.state}"]
     if found.error:
@@ -94,7 +94,7 @@ def _lines(found: Standing) -> list[str]:
     if progress := found.progress:
         lines.append(counts_text(progress))
         if progress.best is not None:
-            lines.append(f"best so far: {trial_text(progress.best)}")
+            lines.append(f"{best_head(progress.best)}{trial_text(progress.best)}")
         lines += [str(place) for place in progress.places]
         if progress.trouble:
             lines.append(progress.trouble)

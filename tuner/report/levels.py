@@ -46,9 +46,7 @@ def level_table(row: Mapping[str, Any]) -> RenderableType:
     for others in (_engine_text(row), _gpu_text(row), _client_text(row)):
         rates += f"\n{others}" if others else ""
     if not pd.isna(row["client_limit"]):
-        title.append(
-            f"\nnot to be trusted, the load client was the limit: {row['client_limit']}", style="red"
-        )
+        title.append(f"\nnot to be trusted, {words.limit_text(row['client_limit'])}", style="red")
     return Group(title, Padding(table, (0, 0, 0, 2)), Padding(Text(rates), (0, 0, 1, 2)))
 
 

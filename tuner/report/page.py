@@ -104,7 +104,7 @@ def _answer(results: StudyResults, answer: Summary, unit: words.Unit, launch: st
         yield f"<dt>Gain</dt>{gain}"
         if others := sentences.other_objectives(answer, objectives_of(results)):
             yield f"<dt>Also</dt><dd>{escape(others)}</dd>"
-        if load := sentences.max_load_sentence(answer):
+        if load := sentences.max_load_sentence(results, answer):
             yield f"<dt>Max load</dt><dd>{load}</dd>"
     yield f"<dt>SLOs</dt><dd>{escape(sentences.slo_sentence(answer))}</dd>"
     if gpus := sentences.gpu_sentence(results, answer):

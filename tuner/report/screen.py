@@ -61,7 +61,7 @@ def _answer(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterato
     facts.add_row("Gain", Text(sentences.gain_sentence(answer), style=_VERDICT_STYLE[answer.verdict]))
     if others := sentences.other_objectives(answer, objectives_of(results)):
         facts.add_row("Also", others)
-    if load := sentences.max_load_sentence(answer):
+    if load := sentences.max_load_sentence(results, answer):
         facts.add_row("Max load", load)
     facts.add_row("SLOs", sentences.slo_sentence(answer))
     if gpus := sentences.gpu_sentence(results, answer):
@@ -87,6 +87,8 @@ def _launch(launch: str | None) -> Iterator[RenderableType]:
 
 
 def _top(results: StudyResults, answer: Summary, unit: words.Unit) -> Iterator[RenderableType]:
+    if answer.front:  # of several objectives, that is what is best
+        return
     compared = finished(results.trials)
     ranked = [trial for trial in rows(compared.sort_values("loss")) if trial["trial"] not in answer.out]
     shown = ranked[:_TOP] + [trial for trial in ranked[_TOP:] if trial["kind"] == "baseline"]

@@ -168,15 +168,16 @@ def _interval(gain: Gain) -> str:
     return f" [{100 * CONFIDENCE:.0f} %: {percent(gain.low)} to {percent(gain.high)}]"
 
 
-def max_load_sentence(answer: Summary) -> str:
-    """`34 within the SLOs (engine's defaults: 20)`; empty where no highest load was looked for."""
+def max_load_sentence(results: StudyResults, answer: Summary) -> str:
+    """`34 at a time within the SLOs (engine's defaults: 20 at a time)`; empty where none was looked for."""
     best, baseline = (_max_loads(trial) for trial in (answer.best, answer.baseline))
     if not best:
         return ""
-    text = f"{max_loads_text(best)} within the SLOs"
+    at_rate = bool((results.about["task"].get("benchmark") or {}).get("request_rate"))
+    text = f"{max_loads_text(best, at_rate=at_rate)} within the SLOs"
     if not baseline or answer.defaults_are_best:
         return text
-    return f"{text} (engine's defaults: {max_loads_text(baseline)})"
+    return f"{text} (engine's defaults: {max_loads_text(baseline, at_rate=at_rate)})"
 
 
 def gpu_sentence(results: StudyResults, answer: Summary) -> str:

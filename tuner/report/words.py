@@ -12,6 +12,7 @@ import pandas as pd
 
 from tuner.analysis import Status, Summary, finished, objective_of, status
 from tuner.analysis.trials import Trial, default_of, is_true
+from tuner.load.limit import HELD_BACK
 from tuner.objective import Objective
 from tuner.results import StudyResults
 
@@ -140,12 +141,19 @@ def gain_text(trial: Trial, answer: Summary) -> str:
     return percent(answer.objective.gain(float(trial["objective"]), float(answer.baseline["objective"])))
 
 
-def max_loads_text(loads: Mapping[str, float]) -> str:
-    """`34`; of several scenarios `34 of D(100,100), 20 of D(2000,100)`."""
-    numbers = {scenario: digits(load, trim=True) for scenario, load in loads.items()}
-    if len(numbers) == 1:
-        return next(iter(numbers.values()))
-    return ", ".join(f"{number} of {scenario}" for scenario, number in numbers.items())
+def max_loads_text(loads: Mapping[str, float], *, at_rate: bool) -> str:
+    """`34 at a time`, `2.5 requests/s`; of several scenarios `34 at a time of D(100,100), 20 …`."""
+    unit = "requests/s" if at_rate else "at a time"
+    found = {scenario: f"{digits(load, trim=True)} {unit}" for scenario, load in loads.items()}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{load} of {scenario}" for scenario, load in found.items())
+
+
+def limit_text(mark: str) -> str:
+    """`the load client was the limit: …`, of what marks a load level."""
+    who = "the engine fell behind the rate" if mark.startswith(HELD_BACK) else "the load client was the limit"
+    return f"{who}: {mark}"
 
 
 def promises_text(trial: Trial) -> str:
