@@ -210,6 +210,20 @@ def test_the_table_for_people_comes_back_in_the_report(
     assert tuner("export") == 2
 
 
+def test_what_was_simulated_says_so_when_it_is_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedServer(serving()) as server:
+        assert tuner("bench", written(tmp_path), "--base-url", server.url) == 0
+    assert tuner("report") == 0
+    assert "SIMULATED" not in capsys.readouterr().out
+    [study] = studies(default_root())
+    path = Path(default_root(), study, "study.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "simulated": True}))
+    assert tuner("report") == 0
+    assert "SIMULATED" in capsys.readouterr().out
+
+
 def test_a_broken_promise_ends_with_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     promise = {"ttft": {"p95": {"threshold": 1e-6}}}
     with ScriptedServer(serving()) as server:

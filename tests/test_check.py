@@ -10,6 +10,7 @@ import pytest
 
 from tuner.check import check_task
 from tuner.cli import main
+from tuner.errors import TaskError
 
 
 def lines(tmp_path: Path, **task: Any) -> list[str]:
@@ -118,10 +119,40 @@ def test_of_several_objectives_no_measured_advice_is_given(tmp_path: Path) -> No
     assert "Advised" in [line.split()[0] for line in lines(tmp_path)]
 
 
+def _of_the_load(said: list[str]) -> list[str]:
+    start = next(place for place, line in enumerate(said) if line.startswith("Load"))
+    return [said[start], *(line for line in said[start + 1 : start + 2] if line.startswith("  "))]
+
+
 def test_levels_of_too_few_requests_are_named(tmp_path: Path) -> None:
     def said(**load: Any) -> list[str]:
-        return [line for line in lines(tmp_path, benchmark=load) if line.startswith("Load")]
+        return _of_the_load(lines(tmp_path, benchmark=load))
 
-    [line] = said(num_concurrency=[8, 32, 64], max_requests_per_iteration=100)
-    assert "fewer than 4 requests a stream at a concurrency of 32 and more" in line
-    assert said(num_concurrency=[8, 64]) == said(request_rate=[50], max_requests_per_iteration=10) == []
+    first, second = said(num_concurrency=[8, 32, 64], max_requests_per_iteration=100)
+    assert first.endswith("D(100,100) at 8, 32, 64 at a time")
+    assert "fewer than 4 requests a stream at 32 at a time and more" in second
+    assert len(said(num_concurrency=[8, 64])) == 1
+    [line] = said(request_rate=[50], max_requests_per_iteration=10)
+    assert line.endswith("D(100,100) at 50 requests/s")
+
+
+def test_levels_that_last_longer_than_a_trial_may_are_named(tmp_path: Path) -> None:
+    said = lines(tmp_path, benchmark={"num_concurrency": [4, 8], "max_time_per_iteration": 400})
+    [line] = [line for line in said if "timeout_per_iteration" in line]
+    assert "levels may send for 13 min, and a trial is ended after 10 min" in line
+    assert not any("timeout_per_iteration" in line for line in lines(tmp_path))
+
+
+def test_promises_are_shown_with_their_unit(tmp_path: Path) -> None:
+    slo = {"ttft": {"p95": {"threshold": 500, "hard_fail": True}}, "tpot": {"threshold": 0.05}}
+    assert [line for line in lines(tmp_path, slo=slo) if line.startswith("SLO")] == [
+        "SLO         ttft p95 at most 500 s (hard)",
+        "SLO         tpot mean at most 50 ms",
+    ]
+
+
+def test_a_model_that_the_simulator_does_not_know_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        TaskError, match=r"task.json: model.id_or_path: the simulator does not know the model"
+    ):
+        lines(tmp_path, model={"id_or_path": "meta-llama/Llama-3.1-9B"})

@@ -166,6 +166,13 @@ def test_a_few_failed_requests_are_tolerated_and_counted(tmp_path: Path) -> None
     assert last.step.metrics.errors == {"http status": 1}
 
 
+def test_a_prompt_that_is_too_long_fails_with_the_servers_own_words(tmp_path: Path) -> None:
+    last = run(task_with(benchmark={"traffic_scenarios": ["D(200000,10)"]}), tmp_path)[-1]
+    assert last.failure is not None and last.failure.cause is Cause.REQUEST_ERRORS
+    assert "http status 400); the server says: {" in last.failure.detail
+    assert "context" in last.failure.detail or "longer" in last.failure.detail
+
+
 def test_answers_of_one_token_have_no_time_per_token(tmp_path: Path) -> None:
     single = RequestRecord(0.0, 0.1, 0.1, 64, 1)  # as of a model that stops at once
     task = task_with(optimization={"objective": ["minimize_ttft", "minimize_tpot"]})

@@ -27,6 +27,7 @@ from contracts.scripted_server import (
     event,
     free_port,
     hanging,
+    status,
     streaming,
     token_events,
 )
@@ -289,6 +290,14 @@ def test_streams_are_not_held_up_by_how_many_files_may_be_open(
             check=False,
         )
     assert said in done.stdout, done.stderr
+
+
+def test_what_a_refusal_says_is_kept() -> None:
+    with ScriptedServer(status(400, b'{"message": "too\n long"}')) as server:
+        result = put(server.url, level(max_requests=3))
+    assert result.said == '{"message": "too long"}'
+    with ScriptedServer(streaming()) as server:
+        assert put(server.url, level()).said == ""
 
 
 def test_a_glance_counts_to_the_first_token_not_to_the_head_that_comes_before_it() -> None:

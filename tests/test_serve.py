@@ -239,6 +239,20 @@ def test_a_study_says_what_tuning_bought(kept: Served) -> None:
     assert kept.ask("studies/older").json["gain"] == expected
 
 
+def test_a_study_that_has_ended_shows_the_best_of_its_report_and_nothing_that_runs(server: Served) -> None:
+    lucky, steady = {"tp-size": 1}, {"tp-size": 2}
+    store = make([lucky, steady], name="ended", repeats=[steady, {}] * 2).write(server.root)
+    [seen] = [row for row in store.new_trials(()) if row["config"] == json.dumps(lucky)]
+    best = summary(store.read()).best
+    assert best is not None and best["config"] == steady
+    with store.locked(), Journal(store) as journal:
+        journal.show(StudyProgress(3, 1, 7, 0, 1.0, best=seen, last=seen))
+        journal.end(State.FINISHED)
+    told = server.ask("studies/ended").json["progress"]
+    assert (told["best"]["trial"], told["best"]["objective"]) == (best["trial"], best["objective"])
+    assert told["running"] == 0
+
+
 def test_a_study_is_followed_until_it_ends(server: Served) -> None:
     store = make(name="going").write(server.root)
     with store.locked(), Journal(store) as journal:

@@ -127,6 +127,15 @@ def test_a_driver_that_is_gone_is_no_running_study(store: ResultStore, far: Resu
     assert standing(far).state is State.INTERRUPTED
 
 
+def test_nothing_of_a_study_that_is_over_runs_or_holds_gpus(store: ResultStore) -> None:
+    told(store)  # by a driver that was killed
+    for state in ("running", "interrupted", "finished"):
+        told(store, state=state)
+        found = standing(store).progress
+        assert found is not None and (found.running, found.waiting, found.places) == (0, 0, ())
+        assert found.finished == progress().finished and found.best is not None
+
+
 def test_a_time_without_a_zone_is_taken_as_utc(store: ResultStore, far: ResultStore) -> None:
     now = datetime.now(UTC)
     for each in (store, far):

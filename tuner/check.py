@@ -12,6 +12,7 @@ from random import Random
 from tuner.capacity import gpu_range
 from tuner.engines import make_engine
 from tuner.engines.base import Engine
+from tuner.engines.simulator.models import ModelNotFound, find_model
 from tuner.errors import EngineUnavailable, Problem, TaskError, told_of
 from tuner.failures import TrialFailed
 from tuner.plan import (
@@ -24,7 +25,7 @@ from tuner.plan import (
     sampler_of,
     trial_guess_s,
 )
-from tuner.report.words import duration, engine_text
+from tuner.report.words import duration, engine_text, seconds
 from tuner.secrets import reference
 from tuner.space import SearchSpace, Value
 from tuner.task import Task, load_task
@@ -40,6 +41,8 @@ def check_task(path: Path, engine_name: str | None = None) -> Iterator[str]:
     task = load_task(path)
     with told_of(str(path)):
         engine = make_engine(task, engine_name)
+    if engine.simulated:
+        _require_known(task, str(path))
     version, missing = _version(engine)
     every = ", ".join(f"{objective.meaning} ({objective.name})" for objective in task.objectives)
     yield f"Task        {task.task_name}: {every}"
@@ -47,7 +50,7 @@ def check_task(path: Path, engine_name: str | None = None) -> Iterator[str]:
     yield f"Space       {_space_text(task)}"
     if task.parameters == DEFAULT_PARAMETERS and "parameters" not in task.model_fields_set:
         yield "            (no parameters are given; these are the documented four of SGLang)"
-    yield from _short_levels(task)
+    yield from _load_and_promises(task)
     yield from _idle_constraints(task)
     yield from _unset_variables(task)
     if missing is None:
@@ -55,6 +58,15 @@ def check_task(path: Path, engine_name: str | None = None) -> Iterator[str]:
     yield from _cost(task, engine)
     if missing is not None:
         raise missing
+
+
+def _require_known(task: Task, source: str) -> None:
+    try:
+        find_model(task.model.id_or_path)
+    except ModelNotFound as unknown:
+        why = f"the simulator does not know the model {unknown}"
+        hint = "a folder with its config.json would do"
+        raise TaskError(source, [Problem("model.id_or_path", why, hint)]) from unknown
 
 
 def _version(engine: Engine) -> tuple[str | None, EngineUnavailable | None]:
@@ -100,16 +112,28 @@ def _space_text(task: Task) -> str:
     return f"{count}: {factors}"
 
 
-def _short_levels(task: Task) -> Iterator[str]:
-    """Concurrencies at which most requests are of the beginning and the end, when streams come and go."""
+def _load_and_promises(task: Task) -> Iterator[str]:
+    """What a trial is put through, with what makes its figures worthless, and what it is to keep."""
+    load, levels = task.benchmark, task.levels(0)
+    found = ", ".join(f"{value:g}" for value in load.loads)
+    at = f"{found} at a time" if load.request_rate is None else f"{found} requests/s"
+    search = "the highest within the SLOs of " if load.find else ""
+    yield f"Load        {search}{', '.join(load.traffic_scenarios)} at {at}"
     short = [
         level.concurrency
-        for level in task.levels(0)
+        for level in levels
         if level.request_rate is None and level.max_requests < _LEAST_OF_A_STREAM * level.concurrency
     ]
     if short:
-        few = f"fewer than {_LEAST_OF_A_STREAM} requests a stream at a concurrency of {min(short)} and more"
-        yield f"Load        {few}: raise or leave out benchmark.max_requests_per_iteration"
+        few = f"fewer than {_LEAST_OF_A_STREAM} requests a stream at {min(short)} at a time and more"
+        yield f"            {few}: raise or leave out benchmark.max_requests_per_iteration"
+    sending_s, limit_s = len(levels) * load.max_time_per_iteration, task.optimization.timeout_per_iteration
+    if not load.find and sending_s > limit_s:
+        longer = f"levels may send for {duration(sending_s)}, and a trial is ended after {duration(limit_s)}"
+        yield f"            {longer}: raise optimization.timeout_per_iteration"
+    for term in task.slo_terms.terms:
+        hard = " (hard)" if term.hard_fail else ""
+        yield f"SLO         {term.name} at most {seconds(term.threshold_s).amount(term.threshold_s)}{hard}"
 
 
 def _idle_constraints(task: Task) -> Iterator[str]:

@@ -160,5 +160,6 @@ def _request_failure(result: LoadResult, metrics: Metrics) -> Failure:
     )
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     hung = metrics.errors.get(RequestError.TIMEOUT, 0) > sent / 2
-    detail = f"{metrics.requests_failed} of {sent} requests failed ({kinds})"
+    said = f"; the server says: {result.said}" if result.said else ""
+    detail = f"{metrics.requests_failed} of {sent} requests failed ({kinds}){said}"
     return Failure(Stage.LOAD, Cause.HANG if hung else Cause.REQUEST_ERRORS, detail)

@@ -136,6 +136,14 @@ def standing(store: ResultStore) -> Standing:
     A study whose driver is gone is interrupted, whatever its driver wrote last: on this machine its lock
     tells, elsewhere a minute without a word.
     """
+    found = _as_written(store)
+    if found.progress is None or not (found.state.ended or found.state is State.INTERRUPTED):
+        return found
+    return replace(found, progress=replace(found.progress, running=0, waiting=0, places=()))
+
+
+def _as_written(store: ResultStore) -> Standing:
+    """The same, with what ran when its driver wrote last."""
     about = store.about()
     if about.get("kind") == "bench":
         return Standing(store.study, State.FINISHED, about)

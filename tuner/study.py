@@ -28,6 +28,7 @@ from tuner.engines.base import Engine
 from tuner.errors import EngineUnavailable, UsageError, told_of
 from tuner.experience import Experience, experience
 from tuner.past import Setup, newest_of, past_of, seed_of
+from tuner.plan import allowed_size
 from tuner.progress import StudyProgress
 from tuner.recorder import LOG, Recorder
 from tuner.results import (
@@ -302,7 +303,7 @@ def _new_store(store: ResultStore, *, wanted: bool) -> ResultStore:
 def _about(
     task: Task, engine: Engine, version: str, budget: int, seed: int, setup: Setup, source: str
 ) -> dict[str, Any]:
-    size = task.space.size
+    size = allowed_size(task)
     return {
         "schema_version": SCHEMA_VERSION,
         "tuner_version": __version__,

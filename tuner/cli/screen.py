@@ -114,7 +114,10 @@ def show_bench(console: Console, found: StudyResults) -> None:
     """The load levels of a server that was measured as it ran."""
     from tuner.analysis.trials import rows
     from tuner.report import level_table
+    from tuner.report.sentences import simulated_sentence
 
+    if simulated := simulated_sentence(found):
+        console.print(simulated, style="bold yellow")
     console.print(f"{found.about['study']}: {found.about['base_url']}\n", highlight=False)
     for row in rows(found.steps):
         show(console, level_table(row))

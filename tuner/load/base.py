@@ -58,7 +58,8 @@ class LoadResult:
     because as many as may be were open. `warmup` are warm-up requests that were in flight when the window
     began, with a negative `sent_s`: what was served of them within it was throughput. `gaps_s` are the
     times between successive reads that brought tokens, of all requests that succeeded. `started_s` is when
-    the window began (`perf_counter`; None where the tool does not tell).
+    the window began (`perf_counter`; None where the tool does not tell). `said` is how the first answer with
+    a status of failure began.
     """
 
     records: tuple[RequestRecord, ...]
@@ -72,6 +73,7 @@ class LoadResult:
     client_lag: Distribution | None = None
     client_cpu: float = 0.0
     started_s: float | None = None
+    said: str = ""
 
     @property
     def window(self) -> tuple[float, float] | None:

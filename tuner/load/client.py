@@ -144,6 +144,7 @@ class _Run:
             client_lag=Distribution.of(self._lags_s),
             client_cpu=cpu,
             started_s=phase.started_s,
+            said=phase.said or self._warmup.said,
         )
 
     async def _drive(self) -> None:

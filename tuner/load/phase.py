@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable
+from http import HTTPStatus
 from time import perf_counter
 
 from tuner.load.base import Glance
@@ -12,6 +13,7 @@ from tuner.load.http import Exchange
 from tuner.load.record import gaps_of, glanced, record_of
 from tuner.metrics import RequestError, RequestRecord
 
+SAID_BYTES = 300  # of a refusal that are kept
 UNREAD_BYTES = 256 * 2**20  # of answers kept to be read after the window; beyond, they are read at once
 
 
@@ -64,6 +66,7 @@ class Phase(Window):
         self._unread_bytes = 0
         self._records: list[RequestRecord] = []
         self.gaps_s = array("f")
+        self.said = ""  # by the first answer with a status of failure
 
     def began(self, exchange: Exchange) -> None:
         """Takes note of an exchange in flight."""
@@ -72,6 +75,8 @@ class Phase(Window):
     def ended(self, exchange: Exchange) -> None:
         """Takes note of its end. It is read later, unless very much waits to be read."""
         self._in_flight.remove(exchange)
+        if not self.said and exchange.status not in (None, HTTPStatus.OK):
+            self.said = " ".join(exchange.body[:SAID_BYTES].decode(errors="replace").split())
         self._heard_s = max(self._heard_s, *exchange.stamps[-1:], -math.inf)
         self._unread.append(exchange)
         self._unread_bytes += len(exchange.body)

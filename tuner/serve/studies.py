@@ -21,12 +21,12 @@ from tuner.report import sentences
 from tuner.results import ResultStore, StudyResults, data_home, new_study_name, studies
 from tuner.rig import rig
 from tuner.serve.jobs import Job, Jobs, JobState, Order
-from tuner.serve.models import BestBody, StudiesBody, StudyBody
-from tuner.serve.views import best_body, body_of, body_of_a_job, unreadable_body
+from tuner.serve.models import BestBody, StudiesBody, StudyBody, TrialBody
+from tuner.serve.views import best_body, body_of, body_of_a_job, unreadable_body, winner_body
 from tuner.standing import State, standing
 from tuner.task import Task, load_task
 
-_MOST_REMEMBERED = 500  # sentences on the gain of studies that have ended
+_MOST_REMEMBERED = 500  # answers of studies that have ended
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Studies:
         self.root = root
         self._jobs = jobs
         self._starting = Lock()  # requests come in threads, and two may ask for the same
-        self._gains: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str], tuple[str, TrialBody | None]] = OrderedDict()
 
     def check(self, upload: Upload, options: Options) -> tuple[Task, list[str]]:
         """The task, and what `tuner check` says of it; a UsageError, TaskError first, for what is wrong."""
@@ -202,7 +202,7 @@ class Studies:
         body = body_of(standing(store), job)
         if body.state is State.BROKEN and job is not None and job.state is JobState.FAILED:
             body = body.model_copy(update={"reason": self._why(job)})
-        return body.model_copy(update={"gain": self._gain(body, store)}) if body.state.ended else body
+        return self._with_answer(body, store) if body.state.ended else body
 
     def _why(self, job: Job) -> str:
         """What a job that failed said last; of one that ended well, that nothing of it is kept here."""
@@ -216,21 +216,20 @@ class Studies:
             said = []
         return said[-1] if said else job.message
 
-    def _gain(self, body: StudyBody, store: ResultStore) -> str:
-        """The sentence on the gain, worked out once for each end of a study."""
+    def _with_answer(self, body: StudyBody, store: ResultStore) -> StudyBody:
+        """With what came of it: the gain in a sentence, and the best by its repeats, not by its first run."""
+        gain, best = self._answer(body, store)
+        progress = body.progress and body.progress.model_copy(update={"best": best or body.progress.best})
+        return body.model_copy(update={"gain": gain, "progress": progress})
+
+    def _answer(self, body: StudyBody, store: ResultStore) -> tuple[str, TrialBody | None]:
+        """Worked out once for each end of a study."""
         key = (body.study, body.updated_at)
-        if key not in self._gains:
-            try:
-                found = store.read()
-                known = found.about.get("kind") != "bench" and objective_of(found) is not None
-                self._gains[key] = (
-                    sentences.gain_sentence(summary(found)) if known and len(found.trials) else ""
-                )
-            except TunerError as error:
-                self._gains[key] = str(error)
-            while len(self._gains) > _MOST_REMEMBERED:
-                self._gains.popitem(last=False)
-        return self._gains[key]
+        if key not in self._answers:
+            self._answers[key] = _answer_of(store)
+            while len(self._answers) > _MOST_REMEMBERED:
+                self._answers.popitem(last=False)
+        return self._answers[key]
 
     def _newest_jobs(self) -> dict[str, Job]:
         """By study its newest job, or an older one that goes on: it kept the newer out of the study."""
@@ -251,6 +250,17 @@ class Studies:
         while ResultStore(self.root, name).exists() or self._job_of(name) is not None:
             name, number = f"{first}-{number}", number + 1
         return name
+
+
+def _answer_of(store: ResultStore) -> tuple[str, TrialBody | None]:
+    try:
+        found = store.read()
+        if found.about.get("kind") == "bench" or objective_of(found) is None or not len(found.trials):
+            return "", None
+        answer = summary(found)
+    except TunerError as error:
+        return str(error), None
+    return sentences.gain_sentence(answer), None if answer.best is None else winner_body(answer.best)
 
 
 def _tries_again(store: ResultStore) -> bool:

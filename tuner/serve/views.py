@@ -135,6 +135,12 @@ def _trial(row: Mapping[str, Any]) -> TrialBody:
     )
 
 
+def winner_body(best: Trial) -> TrialBody:
+    """The best of a study that has ended, as its results have it."""
+    several = json.dumps(best["objectives"]) if best["objectives"] else None
+    return _trial({**best, "config": json.dumps(best["config"]), "objectives": several})
+
+
 def _state(stands: Standing, updated_s: float, job: Job | None) -> State:
     """What the study's files say, which are behind where its job has just begun, or was killed.
 
