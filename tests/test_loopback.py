@@ -47,5 +47,6 @@ def test_an_engine_reaches_its_own_server(engine: str, monkeypatch: pytest.Monke
     task = make_task({"base_runtime": engine, "model": {"id_or_path": "m"}})
     for name, value in make_engine(task)._env().items():  # type: ignore[attr-defined]
         monkeypatch.setenv(name, value)
-    with ScriptedServer(status(200, b"{}")) as server, urllib.request.urlopen(server.url) as answer:
+    asks = urllib.request.build_opener()  # urlopen would keep this proxy for every test that follows
+    with ScriptedServer(status(200, b"{}")) as server, asks.open(server.url) as answer:
         assert answer.status == 200
