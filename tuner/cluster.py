@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -83,10 +84,22 @@ def _scratch() -> Iterator[str]:
 
 @contextmanager
 def _disconnecting() -> Iterator[None]:
+    """Disconnects at the end, with nothing left that would ask Ray afterwards.
+
+    Tune leaves cycles with handles of actors in them. A collection in another thread, that which publishes
+    for one, would ask Ray's core worker for them while it shuts down, and that ends this process.
+    """
     try:
         yield
     finally:
-        ray.shutdown()
+        gc.collect()
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            ray.shutdown()
+        finally:
+            if was_on:
+                gc.enable()
 
 
 def _connect(address: str) -> None:
