@@ -136,18 +136,25 @@ def test_a_study_that_comes_second_does_not_wait_for_the_end_of_the_first(
     more = {
         "parameters": {"tp-size": [2], "chunked-prefill-size": {"type": "integer", "low": 512, "high": 8192}}
     }
-    search = {**small()["optimization"], "max_iterations": 20, "early_stopping": False, "baseline": False}
-    task = small(resources={"accelerator_type": kind}, optimization=search, **more)
-    first = on(mixed, tmp_path, "first", task)
+    counts = {"first": 20, "second": 6}
+    search = {**small()["optimization"], "early_stopping": False, "baseline": False}
+    tasks = {
+        name: small(
+            resources={"accelerator_type": kind}, optimization={**search, "max_iterations": n}, **more
+        )
+        for name, n in counts.items()
+    }
+    first = on(mixed, tmp_path, "first", tasks["first"])
     while not list((tmp_path / "first" / "trials").glob("*.parquet")):
         assert first.poll() is None
         time.sleep(0.1)
-    second = on(mixed, tmp_path, "second", task)
+    second = on(mixed, tmp_path, "second", tasks["second"])
     for study in (first, second):
         said, _ = study.communicate(timeout=280)
         assert study.returncode == 0, said
-    trials = {name: ResultStore(tmp_path, name).read().trials for name in ("first", "second")}
-    assert all(len(each) == 20 and each["failure_cause"].isna().all() for each in trials.values())
+    trials = {name: ResultStore(tmp_path, name).read().trials for name in counts}
+    assert {name: len(each) for name, each in trials.items()} == counts
+    assert all(each["failure_cause"].isna().all() for each in trials.values())
     end = trials["first"]["started_at"].max()
     meanwhile = trials["second"]["started_at"] < end
     assert meanwhile.sum() >= 3, trials
